@@ -30,6 +30,9 @@ CLUSTER = (
     "tests/redis/test_rights.py", "tests/fleet/test_web_service.py", "tests/fleet/test_group_chaos.py",
 )  # fmt: skip
 """Tests of clusters and Sentinel sets that wait for failovers: too long for every run."""
+RELEASE = ("tests/project/test_release.py",)
+"""Installs the built package from the package index, once for each extra: a part of the session `wheel`."""
+
 CORE = (
     "tests/store/test_store.py", "tests/coordination/test_coherence.py", "tests/coordination/test_leases.py",
     "tests/coordination/test_epochs.py", "tests/outage/test_outage.py", "tests/loading/test_policies.py",
@@ -63,7 +66,7 @@ def run_tests(session: nox.Session) -> None:
         return
     # Tests that inject faults or measure have the machine for themselves; all others run side by side.
     session.run("python", "-m", "pytest", *ALONE)
-    session.run("python", "-m", "pytest", "-n", "3", *(f"--ignore={path}" for path in (*ALONE, *CLUSTER)))
+    session.run("python", "-m", "pytest", "-n", "3", *(f"--ignore={path}" for path in (*ALONE, *CLUSTER, *RELEASE)))
 
 
 @nox.session
@@ -121,7 +124,7 @@ def coverage(session: nox.Session) -> None:
 
 @nox.session
 def wheel(session: nox.Session) -> None:
-    """Build wheel and sdist, and run the core of the tests on the installed wheel, out of sight of the checkout."""
+    """Build wheel and sdist, try each extra, and run the core of the tests on the wheel, away from the checkout."""
     session.install("build>=1.2")
     away = Path(session.create_tmp()).resolve()
     shutil.rmtree(away, ignore_errors=True)
@@ -135,7 +138,8 @@ def wheel(session: nox.Session) -> None:
     with session.chdir(away):
         session.run("python", "-c", "import magnus_cache; assert 'site-packages' in magnus_cache.__file__")
         session.run("magnus-cache", "--version")
-        session.run("python", "-m", "pytest", *(session.posargs or CORE))
+        distributions = {"MAGNUS_CACHE_DIST": str(away / "dist")}
+        session.run("python", "-m", "pytest", *(session.posargs or (*RELEASE, *CORE)), env=distributions)
 
 
 @nox.session
@@ -174,7 +178,7 @@ def cluster(session: nox.Session) -> None:
     everywhere = {"MAGNUS_TESTS": "all"}
     session.run("python", "-m", "pytest", *(session.posargs or CLUSTER), env=everywhere)
     if not session.posargs:
-        others = [f"--ignore={path}" for path in CLUSTER]
+        others = [f"--ignore={path}" for path in (*CLUSTER, *RELEASE)]
         session.run("python", "-m", "pytest", "-n", "2", "-m", "slow", *others, env=everywhere)
 
 

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from magnus_cache._engine.runtime.observers import Observation
     from magnus_cache._engine.runtime.stats import CacheStats
     from magnus_cache._engine.settings.settings import CacheSettings
-    from magnus_cache._engine.store.explanation import Explanation
+    from magnus_cache._engine.store.explanation import Explanation, KeyEvent
     from magnus_cache.errors import (
         CacheArgumentError,
         CacheBatchEncodeError,
@@ -116,6 +116,7 @@ __all__ = [
     "FleetProcess",
     "Health",
     "Hit",
+    "KeyEvent",
     "LoadEnded",
     "LoadStarted",
     "Miss",
@@ -196,7 +197,7 @@ _HOMES: Final = {
         "CacheValueTooLargeError",
     ),
     "_engine.runtime.observers": ("Observation",),
-    "_engine.store.explanation": ("Explanation",),
+    "_engine.store.explanation": ("Explanation", "KeyEvent"),
     "_engine.coordination.health": ("Health", "NodeHealth"),
     "_engine.api.managers": (
         "AsyncCacheManager",

@@ -164,12 +164,14 @@ class FillRefused(CacheEvent):
     """A loaded value was returned to its callers, but not stored.
 
     :ivar reason: ``"overtaken"``: the value was deleted, overwritten or invalidated since the load began, or the load's
-        lease has expired; ``"unconfirmed"``: Redis is away, and invalidations may have been missed since.
+        lease has expired; ``"unleased"``: Redis granted no lease, so the load could be overtaken unnoticed;
+        ``"unconfirmed"``: Redis is away, and invalidations may have been missed since the load began; ``"unkept"``:
+        Redis is away or not configured, and memory keeps no values of the namespace.
     """
 
     namespace: str
     key: str | None
-    reason: Literal["overtaken", "unconfirmed"]
+    reason: Literal["overtaken", "unleased", "unconfirmed", "unkept"]
     count: int = 1
 
 
@@ -229,10 +231,10 @@ class Deleted(CacheEvent):
 
 @dataclass(frozen=True, slots=True)
 class Cleared(CacheEvent):
-    """The program cleared a namespace, the whole prefix, or what matches a glob.
+    """The program cleared a namespace, the whole prefix, what matches a glob, or all values of a function.
 
-    :ivar target: what it gave to `clear`.
-    :ivar removed: how many values Redis removed.
+    :ivar target: what it gave to `clear`; or the name of the function.
+    :ivar removed: how many values Redis removed; 0 for a function, whose values Redis keeps until they expire.
     :ivar site: as in `Deleted`.
     """
 
@@ -243,7 +245,7 @@ class Cleared(CacheEvent):
 
 @dataclass(frozen=True, slots=True)
 class TagsInvalidated(CacheEvent):
-    """The program invalidated tags: by `invalidate_tags`, or the `clear` of a function.
+    """The program invalidated tags.
 
     :ivar site: as in `Deleted`.
     """
@@ -254,7 +256,11 @@ class TagsInvalidated(CacheEvent):
 
 @dataclass(frozen=True, slots=True)
 class PeerInvalidated(CacheEvent):
-    """Redis announced that values have changed which this process may have in memory; another process has done that.
+    """Values that this process may have in memory were invalidated, and not by this process.
+
+    Redis announces what another process has changed, what has expired, and what Redis has evicted alike. With
+    ``tracking="prefix"`` or ``"off"``, it does not announce single keys, or not so that they could be told from those
+    that this process has changed.
 
     :ivar scope: ``"keys"``: these values; ``"namespace"``: all values of `name`; ``"tag"``: all with the tag `name`;
         ``"all"``: all values of the cache.

@@ -4,8 +4,8 @@ By default, each process of a fleet shows the figures of the whole fleet. A serv
 ones whichever worker answers the scrape, and counts once. Let Prometheus scrape one address of such a server, or
 aggregate with ``max``, not with ``sum``.
 
-- Counters only grow: also when processes end or are killed, and past the end of a day. When Redis loses its data, they
-  start again at zero.
+- Counters only grow: also when processes end or are killed, and past the end of a day. When Redis may have lost data,
+  and after a day without a scrape, they start again at zero.
 - While Redis does not answer, a scrape has ``magnus_cache_up 0`` and no other figure of the fleet. The last ones would
   be older in one worker than in another, and Prometheus takes a smaller count for a restart of the counter.
 - A scrape never raises, and takes two timeouts of Redis at most. It waits for Redis, so it needs a thread of its own:

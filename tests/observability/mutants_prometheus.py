@@ -18,27 +18,32 @@ def _edit(name: str, old: str, new: str) -> None:
 
 @guard(f"{HERE}::test_counters_start_at_zero_on_a_server_that_has_lost_the_latest_writes")
 def without_starting_the_total_anew_on_another_server() -> None:
-    _edit("_TOTAL", "of ~= ARGV[1]", "false")
+    _edit("_TOTAL", "total['server'] ~= ARGV[1]", "false")
+
+
+@guard(f"{HERE}::test_counters_start_at_zero_on_a_server_that_has_lost_the_latest_writes")
+def without_leaving_out_what_the_other_server_still_has() -> None:
+    _edit("_TOTAL", "for hour = open, now + 1 do add(hour, -1) end", "")
 
 
 @guard(f"{HERE}::test_counters_do_not_shrink_at_the_end_of_a_day")
-def without_a_total_that_outlives_the_day() -> None:
-    async def of_the_day(self: Any, names: Any) -> Any:
-        hours = [each async for each in _hours(self, names)]
-        return {name: count for hour in hours for name, count in hour.items()}
+def without_adding_hours_that_have_ended_to_the_total() -> None:
+    _edit("_TOTAL", "for hour = open, now - 2 do add(hour, 1) end", "")
 
-    async def _hours(client: Any, names: Any) -> Any:
-        connection = client._wire(names.index)
-        second = connection.time.at(connection.clock()) / 1e6
-        for back in range(24):
-            yield await connection.execute(fleet_keys._command(b"HGETALL", names.hour(second - 3_600 * back)))
 
-    put(fleet_keys.FleetKeys, "total", of_the_day)
+@guard(f"{HERE}::test_counters_do_not_shrink_at_the_end_of_a_day")
+def without_adding_an_hour_once() -> None:
+    _edit("_TOTAL", "open = math.max(open, now - 1)", "")
+
+
+@guard(f"{HERE}::test_counters_start_at_zero_when_hours_may_have_been_missed")
+def without_starting_the_total_anew_after_a_day() -> None:
+    _edit("_TOTAL", "open < oldest", "false")
 
 
 @guard(f"{HERE}::test_a_total_has_room_for_so_many_series")
 def without_a_limit_of_the_total() -> None:
-    _edit("_PUBLISH", "if size >= tonumber(ARGV[10]) and", "if false and")
+    _edit("_TOTAL", "size >= tonumber(ARGV[3])", "false")
 
 
 @guard(f"{HERE}::test_a_scrape_does_not_hold_up_the_event_loop")

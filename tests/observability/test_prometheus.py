@@ -20,6 +20,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families
 
 from magnus_cache import AsyncCacheManager, CacheArgumentError, CacheManager, __version__, configure, get_cache_manager
+from magnus_cache._engine.coordination.fleet_stats import FleetStats
 from magnus_cache._engine.redis import fleet_keys
 from magnus_cache.embedded import EmbeddedServer
 from magnus_cache.observability.prometheus import CacheCollector, make_asgi_app
@@ -116,13 +117,7 @@ def served(program: str, url: str, listener: Listener, log: Path) -> Iterator[Si
             process.wait(20)
 
 
-_LONG: Final = (
-    pytest.mark.slow,
-    pytest.mark.skipif(os.environ.get("MAGNUS_TESTS") != "all", reason="one kind of gunicorn will do"),
-)
-
-
-@pytest.mark.parametrize("program", ["gunicorn", "uvicorn", pytest.param("gunicorn, preloaded", marks=_LONG)])
+@pytest.mark.parametrize("program", _SERVERS)
 def test_a_server_with_several_workers_counts_once(
     program: str, private_server: EmbeddedServer, tmp_path: Path
 ) -> None:
@@ -200,15 +195,44 @@ def test_functions_have_series_of_their_own_if_asked_for(cache: CacheManager) ->
     assert not [each for each, _ in scraped(cache) if "function" in each]
 
 
-def test_counters_do_not_shrink_at_the_end_of_a_day(cache: CacheManager, raw: redis.Redis) -> None:
+def test_counters_do_not_shrink_at_the_end_of_a_day(
+    cache: CacheManager, raw: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the hour in which a scrape comes. The sums of an hour expire; the total has them by then."""
+    hours, now = 0, FleetStats._now
+
+    async def later(self: FleetStats, connection: Any) -> float:
+        return await now(self, connection) + 3_600 * hours
+
+    monkeypatch.setattr(FleetStats, "_now", later)
     use(cache)
-    before = scraped(cache)
-    assert raw.delete(*raw.scan_iter("magnus!fleet:h*"))
+    shown = scraped(cache)
+    for hours in (1, 2, 3, 20, 40, 60):
+        again = scraped(cache)
+        for name in (*COUNTERS, "load_duration_seconds_count"):
+            assert summed(again, name) == summed(shown, name), f"{name} after {hours} hours"
+        if hours == 3:
+            # Those of the hour have expired.
+            raw.delete(*raw.scan_iter("magnus!fleet:h*"))
     assert cache.get_stats("fleet")["hit_count"] == 0
-    after = scraped(cache)
-    for name in COUNTERS:
-        assert summed(after, name) == summed(before, name)
     assert raw.ttl("magnus!fleet:total") > 29 * 86_400
+
+
+def test_counters_start_at_zero_when_hours_may_have_been_missed(
+    cache: CacheManager, raw: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a day without a scrape. A little less than before would count as a restart, and all of it as new."""
+    use(cache)
+    assert looks(scraped(cache)) == 6
+    now, hours = FleetStats._now, 0
+
+    async def later(self: FleetStats, connection: Any) -> float:
+        return await now(self, connection) + 3_600 * hours
+
+    monkeypatch.setattr(FleetStats, "_now", later)
+    for hours in (30, 31):
+        series = scraped(cache)
+        assert (summed(series, "up"), looks(series)) == (1, 0), f"after {hours} hours"
 
 
 def test_what_a_closed_process_has_counted_stays(cache: CacheManager, url: str) -> None:
@@ -252,13 +276,20 @@ def test_a_total_has_room_for_so_many_series(
     cache: CacheManager, raw: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(fleet_keys, "_MOST_TOTALS", 40)
+    hours, now = 0, FleetStats._now
+
+    async def later(self: FleetStats, connection: Any) -> float:
+        return await now(self, connection) + 3_600 * hours
+
+    monkeypatch.setattr(FleetStats, "_now", later)
     for number in range(20):
         use(cache, f"n{number}", 1)
-        series = scraped(cache)
+    assert len({labels for (name, labels) in scraped(cache) if name == "magnus_cache_misses_total"}) == 20
+    hours = 3
+    series = scraped(cache)
     assert summed(series, "hits_total") == summed(series, "misses_total") == 20
-    assert summed(series, "hits_total", namespace="n0") == 1
     assert summed(series, "hits_total", namespace="(other)") > 10
-    assert raw.hlen("magnus!fleet:total") < 60
+    assert raw.hlen("magnus!fleet:total") < 100
 
 
 def test_series_go_by_the_conventions_of_prometheus(cache: CacheManager) -> None:

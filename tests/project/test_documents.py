@@ -11,6 +11,8 @@ from typing import Any, Self, get_args
 
 import pytest
 import redis
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from prometheus_client import REGISTRY
 
 import magnus_cache
@@ -28,6 +30,7 @@ from magnus_cache import (
     redis_cache_manager,
     testing,
 )
+from magnus_cache._engine.api.totals import fleet_totals
 from magnus_cache._engine.policy import namespaces as namespaces_module
 from magnus_cache._engine.policy.namespaces import default_registry
 from magnus_cache._engine.redis.endpoint import variable_of
@@ -35,7 +38,8 @@ from magnus_cache.embedded import EmbeddedServer, find_redis, find_valkey
 from magnus_cache.errors import CacheError, Reason
 from magnus_cache.freshness import Freshness, FreshnessOptions
 from magnus_cache.integrations import pytest as plugin
-from magnus_cache.observability import prometheus
+from magnus_cache.observability import opentelemetry, prometheus
+from magnus_cache.observability.opentelemetry import Instrumentation, instrument
 from magnus_cache.observability.prometheus import CacheCollector
 from magnus_cache.testing import Proxy
 from tests.conftest import SERVERS
@@ -217,6 +221,8 @@ def test_an_example_runs(example: Example, server: EmbeddedServer, monkeypatch: 
             check(*(names[name] for name in wanted))
     for collector in [each for each in REGISTRY._collector_to_names if isinstance(each, CacheCollector)]:
         REGISTRY.unregister(collector)
+    if isinstance(telemetry := names.get("telemetry"), Instrumentation):
+        telemetry.close()
     match names.get("cache"):
         case AsyncCacheManager() as awaited:
             asyncio.run(awaited.aclose())
@@ -286,7 +292,7 @@ def test_the_readme_is_what_a_newcomer_needs() -> None:
 # -- what is listed is what there is ------------------------------------------------------------------------
 
 
-MODULES = (magnus_cache, embedded, errors, protocols, testing, plugin, redis_cache_manager, prometheus)
+MODULES = (magnus_cache, embedded, errors, protocols, testing, plugin, redis_cache_manager, prometheus, opentelemetry)
 
 
 @pytest.mark.parametrize("module", MODULES, ids=lambda module: module.__name__)
@@ -347,6 +353,23 @@ def test_every_series_is_on_its_page() -> None:
     assert names - functions <= set(re.findall(r"`(magnus_cache_\w+)`", section)) <= names
     listed = first_column(section.partition("| Question")[0])
     assert listed == names - functions - {"magnus_cache_breaker_open", "magnus_cache_outages_total"}
+
+
+def test_every_metric_of_opentelemetry_is_on_its_page() -> None:
+    reader = InMemoryMetricReader()
+    meters = MeterProvider([reader])
+    with CacheManager(redis_enabled=False) as cache, instrument(cache, meter_provider=meters):
+        cache.get_or_set("t", "k", lambda: 1)
+        cache._engine.state.stats.failed("timeout")
+        data = reader.get_metrics_data()
+        assert data is not None
+        metrics = data.resource_metrics[0].scope_metrics[0].metrics
+    meters.shutdown()
+    told = PAGES["observability"].section("OpenTelemetry")
+    assert first_column(told) == {metric.name for metric in metrics}
+    for metric in metrics:
+        for point in metric.data.data_points:
+            assert [name for name in point.attributes or {} if f"`{name}`" not in told] == [], metric.name
 
 
 def test_every_part_of_health_is_on_its_page() -> None:
@@ -413,7 +436,7 @@ def test_the_grants_of_the_page_are_all_that_is_needed(kind: str, caplog: pytest
         peer = stack.enter_context(CacheManager(redis_url=f"redis://app:password@127.0.0.1:{server.port}/0"))
         asyncio.run(_use(stack.enter_context(Proxy(server.port)), peer))
         log = [dict(zip(entry[::2], entry[1::2], strict=True)) for entry in admin.execute_command("ACL", "LOG")]
-    # redis-py tells its name where it may; a grant of that would be unknown to servers before 7.2.
+    # A cache tells its name where it may; a grant of that would be unknown to servers before 7.2.
     assert {entry["object"] for entry in log} <= {"client|setinfo"}
     warnings = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
     assert [line for line in warnings if "did not answer in time" not in line and " is back " not in line] == []
@@ -442,6 +465,7 @@ async def _use(proxy: Proxy, peer: CacheManager) -> None:
         assert await asyncio.to_thread(peer.get, "t", "c") is None
         assert (await cache.explain("t", "k")).level is None
         assert (await cache.get_stats())["redis_total_keys"] != "N/A"
+        assert (await asyncio.to_thread(fleet_totals, peer._engine.state)).now["processes"]
         # A connection that is lost is ended there by the next one; what is suspect is compared.
         await asyncio.to_thread(peer.set, "t", "large", "y" * 5000)
         assert await cache.get("t", "large")

@@ -2,7 +2,7 @@
 
 from typing import Any, Final
 
-from magnus_cache._engine.redis import connection, handshake, wire
+from magnus_cache._engine.redis import commands, connection, handshake, wire
 from magnus_cache._engine.redis.handshake import ServerInfo
 from tests.support.guards import guard, nothing, put
 
@@ -24,9 +24,9 @@ def without_keeping_redis_py_from_telling_its_name() -> None:
     put(connection, "_ANONYMOUS", {})
 
 
-@guard(f"{HERE}::test_a_connection_shows_what_it_is_made_with")
+@guard(f"{HERE}::test_a_connection_shows_the_library_and_its_version")
 def without_telling_the_name_of_the_library() -> None:
-    put(handshake, "_NAME_LIBRARY", ())
+    put(commands, "NAME_LIBRARY", ())
 
 
 @guard(

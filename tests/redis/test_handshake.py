@@ -5,10 +5,11 @@ from typing import Any
 import pytest
 import redis
 
-from magnus_cache import AsyncCacheManager
+from magnus_cache import AsyncCacheManager, CacheManager, __version__
 from magnus_cache._engine.redis import handshake
 from magnus_cache.embedded import EmbeddedServer
 from tests.support.inside import wire_of
+from tests.support.lanes import through_the_lane
 from tests.support.relay import Link, Relay
 from tests.support.wait import wait_until_async
 
@@ -60,15 +61,36 @@ async def test_a_server_that_no_process_has_met_takes_another_round_trip(server:
         assert relay.trips in ([4], [5])
 
 
-async def test_a_connection_shows_what_it_is_made_with(server: EmbeddedServer, raw: redis.Redis) -> None:
-    """Where the server can show it: `redis-py` tells it in round trips of its own, and is kept from that."""
+async def test_a_connection_shows_the_library_and_its_version(
+    server: EmbeddedServer, raw: redis.Redis, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Where the server can show it. `redis-py` tells its own in round trips of its own, and is kept from that."""
     async with AsyncCacheManager(redis_url=server.url) as cache:
-        await cache.get("t", "k")
+        await cache.set("t", "k", 1)
+        assert await cache.get("t", "k") == 1
+        assert (await cache.ping()).ok
         libraries: list[Any] = [client.get("lib-name") for client in raw.client_list() if client["resp"] == "3"]
         versions: list[Any] = [client.get("lib-ver") for client in raw.client_list() if client["resp"] == "3"]
     # Servers before 7.2 do not know CLIENT SETINFO.
     knows = "lib-name" in raw.client_list()[0]
-    assert (libraries, versions) == (["redis-py"], [redis.__version__]) if knows else ([None], [None])
+    assert (libraries, versions) == ((["magnus-cache"], [__version__]) if knows else ([None], [None]))
+    # The other servers refuse it, and nothing comes of that.
+    assert caplog.records == []
+
+
+def test_every_connection_of_a_cache_shows_the_library(server: EmbeddedServer, raw: redis.Redis) -> None:
+    """Those of threads that ask Redis themselves, too."""
+    with CacheManager(redis_url=server.url) as cache:
+        through_the_lane(cache)
+        cache.set("t", "large", "x" * 1_000_000)
+        with CacheManager(redis_url=server.url) as other:
+            assert other.get("t", "large")
+            assert other.get("t", "large")
+            clients: list[Any] = [client for client in raw.client_list() if client["resp"] == "3"]
+    knows = "lib-name" in clients[0]
+    assert len(clients) >= 3
+    assert {client.get("lib-name") for client in clients} == {"magnus-cache" if knows else None}
+    assert {client.get("lib-ver") for client in clients} == {__version__ if knows else None}
 
 
 async def test_an_identity_that_the_handshake_has_read_is_not_written_again(

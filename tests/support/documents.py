@@ -128,7 +128,10 @@ PAGES = {path.stem: Document(path) for path in sorted((ROOT / ".docs").glob("*.m
 REFERENCE = [Document(path) for path in sorted((ROOT / ".docs" / "reference").glob("*.md"))]
 """The pages of the reference. The site fills them in from the docstrings."""
 
+SKILL = Document(ROOT / "magnus_cache" / ".agents" / "skills" / "magnus-cache" / "SKILL.md")
+"""Instructions for coding agents, which are part of the package."""
+
 OTHERS = [Document(ROOT / "CHANGELOG.md"), *map(Document, sorted((ROOT / ".github").glob("*.md")))]
-ALL = [README, *PAGES.values(), *REFERENCE, *OTHERS]
+ALL = [README, *PAGES.values(), *REFERENCE, SKILL, *OTHERS]
 FOR_USERS = [README, *PAGES.values()]
-EXAMPLES = [example for document in FOR_USERS for example in document.examples]
+EXAMPLES = [example for document in (*FOR_USERS, SKILL) for example in document.examples]

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     import re
     from collections.abc import Callable, Collection, Mapping, Sequence
 
+    from magnus_cache import CacheManager
     from magnus_cache._engine.api.asynchronous import AsyncOperations
     from magnus_cache._engine.api.blocking import BlockingOperations
     from magnus_cache._engine.coordination.lease import Lease
@@ -453,6 +454,13 @@ async def totals_of_minutes(cache: "Cache", count: int) -> dict[str, int]:
         for name, number in minute.items():
             totals[name.decode()] = totals.get(name.decode(), 0) + int(number)
     return totals
+
+
+def rates_of(cache: "CacheManager") -> Any:
+    """Return what `magnus-cache top` makes of the figures of a fleet."""
+    from magnus_cache.cli.figures import _Rates
+
+    return _Rates(cache)
 
 
 def remembered(cache: "Cache") -> dict[str, int]:

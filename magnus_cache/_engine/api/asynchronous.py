@@ -164,8 +164,9 @@ class AsyncCache(AsyncAdministration):
         names, payload = check_tags(tags), await self._reads.encode(ref, value)
         if self._state.mode is Mode.DISABLED:
             # The value is not stored, but the old one is outdated.
-            await self._writes.remove((ref,))
+            await self._engine.remove((ref,))
             return False
+        self._state.acts.setting((ref.name,))
         return await self._writes.overwrite(ref, value, payload, life, names)
 
     async def delete(self, namespace: str, key: Any) -> bool:
@@ -189,7 +190,10 @@ class AsyncCache(AsyncAdministration):
         :raises CacheArgumentError: for a namespace, key or ttl that cannot be used.
         """
         ref, life = self._reads.ref(namespace, key), seconds(ttl)
-        return self._state.mode is not Mode.DISABLED and await self._engine.lifetimes.prolong(ref, life)
+        touched = self._state.mode is not Mode.DISABLED and await self._engine.lifetimes.prolong(ref, life)
+        if touched:
+            self._state.acts.touched(ref.namespace, ref.name, life)
+        return touched
 
     async def ttl(self, namespace: str, key: Any) -> float | None:
         """Return the seconds a value has left to live, or None if there is none.
@@ -324,7 +328,11 @@ class AsyncCache(AsyncAdministration):
         if not several:
             return 0
         refs = RefMaker(self._reads, namespace)
-        return await self._writes.remove_names(refs, await names_of(refs, several))
+        names = await names_of(refs, several)
+        site = self._state.acts.deleting(names)
+        removed = await self._writes.remove_names(refs, names)
+        self._state.acts.deleted(refs.namespace, names, removed, site)
+        return removed
 
     async def clear(self, namespace_or_pattern: str) -> int:
         """Remove all values of a namespace or of the whole prefix (``"magnus:*"``), or those that match a glob.
@@ -334,7 +342,7 @@ class AsyncCache(AsyncAdministration):
         :raises CacheArgumentError: for a name or glob that cannot be used.
         :raises CacheUnavailableError: if Redis is there and refuses. If it is away, it is told once it is back.
         """
-        return await self._clears.clear(namespace_or_pattern)
+        return await self._engine.clear(namespace_or_pattern)
 
     async def invalidate_tags(self, *tags: str) -> None:
         """Invalidate all values with one of these tags, in every namespace and in the whole fleet.
@@ -342,7 +350,7 @@ class AsyncCache(AsyncAdministration):
         :raises CacheArgumentError: for tags that cannot be used.
         :raises CacheUnavailableError: if Redis is there and refuses. If it is away, it is told once it is back.
         """
-        await self._clears.invalidate(check_tags(tags))
+        await self._engine.invalidate(check_tags(tags))
 
     async def warm_cache(
         self, namespace: str, data_loader: Callable[[Any], Any], keys: Iterable[Any], ttl: Duration | None = None, *,

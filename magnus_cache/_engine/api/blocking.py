@@ -67,7 +67,7 @@ class BlockingCache(BlockingLife):
         self._state = engine.state
         self._places = engine.gets.places
         self._reads, self._writes, self._loads = engine.reads, engine.writes, engine.loads
-        self._deferred = engine.deferred
+        self._deferred, self._clears = engine.deferred, engine.clears
 
     def _call(self, operation: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         self._state.check_open()
@@ -151,6 +151,7 @@ class BlockingCache(BlockingLife):
         if self._state.mode is Mode.DISABLED:
             self._remove((ref,))
             return False
+        self._state.acts.setting((ref.name,))
         if self._deferred.writes:
             self._deferred.write(ref, value, payload, life, names)
             return False
@@ -172,7 +173,12 @@ class BlockingCache(BlockingLife):
 
     def touch(self, namespace: str, key: Any, ttl: Duration) -> bool:
         """Do what `AsyncCache.touch` does, in blocking code."""
-        touched: bool = self._call_or(self._async.touch, namespace, key, ttl, otherwise=False)
+        ref, life = self._reads.ref(namespace, key), seconds(ttl)
+        if self._state.mode is Mode.DISABLED:
+            return False
+        touched: bool = self._call_or(self._engine.lifetimes.prolong, ref, life, otherwise=False)
+        if touched:
+            self._state.acts.touched(ref.namespace, ref.name, life)
         return touched
 
     def ttl(self, namespace: str, key: Any) -> float | None:
@@ -279,19 +285,24 @@ class BlockingCache(BlockingLife):
         return self._remove([refs.ref(refs.name(key)) for key in several])
 
     def _remove(self, refs: Sequence[KeyRef]) -> int:
-        self._state.check_open()
-        return self._deferred.removed(refs)
+        return self._engine.remove_blocking(refs)
 
     def clear(self, namespace_or_pattern: str) -> int:
         """Do what `AsyncCache.clear` does, in blocking code.
 
         If a signal handler or finalizer has interrupted the cache, Redis follows soon after, and the number is 0.
         """
+        acts, target = self._state.acts, namespace_or_pattern
+        self._state.check_open()
+        scope = self._state.keyspace.scope(target)
+        site = acts.clearing(target, scope)
         if self._deferred.invalidations:
-            self._deferred.clear(namespace_or_pattern)
-            return 0
-        record = partial(self._deferred.record_clear, namespace_or_pattern)
-        removed: int = self._call_or(self._async.clear, namespace_or_pattern, record=record)
+            self._deferred.clear(target)
+            removed = 0
+        else:
+            record = partial(self._deferred.record_clear, target)
+            removed = self._call_or(self._clears.clear, target, record=record)
+        acts.cleared(target, scope, removed, site)
         return removed
 
     def invalidate_tags(self, *tags: str) -> None:
@@ -299,10 +310,14 @@ class BlockingCache(BlockingLife):
 
         If a signal handler or finalizer has interrupted the cache, the fleet follows soon after this process.
         """
+        names, acts = check_tags(tags), self._state.acts
+        self._state.check_open()
+        site = acts.invalidating(names)
         if self._deferred.invalidations:
-            self._deferred.invalidate(check_tags(tags))
-            return
-        self._call_or(self._async.invalidate_tags, *tags, record=partial(self._deferred.record_tags, check_tags(tags)))
+            self._deferred.invalidate(names)
+        else:
+            self._call_or(self._clears.invalidate, names, record=partial(self._deferred.record_tags, names))
+        acts.invalidated(names, site)
 
     def warm_cache(
         self, namespace: str, data_loader: Callable[[Any], Any], keys: Iterable[Any], ttl: Duration | None = None, *,

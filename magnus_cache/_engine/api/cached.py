@@ -341,7 +341,7 @@ class FunctionCache:
         self.slow, stale = self._look_up, self.engine.stale
 
         async def invalidate(*args: Any, **kwargs: Any) -> bool:
-            return await self.engine.writes.remove((self.ref(args, kwargs),)) > 0
+            return await self.engine.remove((self.ref(args, kwargs),)) > 0
 
         async def refresh(*args: Any, **kwargs: Any) -> Any:
             return await stale.load(self.request(self.ref(args, kwargs), args, kwargs, fresh=True))
@@ -353,9 +353,7 @@ class FunctionCache:
         self.slow, stale = self._look_up_blocking, self.engine.stale
 
         def invalidate(*args: Any, **kwargs: Any) -> bool:
-            ref = self.ref(args, kwargs)
-            self.engine.state.check_open()
-            return self.engine.deferred.removed((ref,)) > 0
+            return self.engine.remove_blocking((self.ref(args, kwargs),)) > 0
 
         def refresh(*args: Any, **kwargs: Any) -> Any:
             return stale.load_blocking(self.request(self.ref(args, kwargs), args, kwargs, fresh=True))

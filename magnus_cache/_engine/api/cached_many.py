@@ -120,7 +120,7 @@ class _BatchFunctionCache(FunctionCache):
 
         async def invalidate(*args: Any, **kwargs: Any) -> bool:
             call = self._call(args, kwargs)
-            return await self.engine.writes.remove([call.locate(key).ref for key in call.many]) > 0
+            return await self.engine.remove([call.locate(key).ref for key in call.many]) > 0
 
         async def refresh(*args: Any, **kwargs: Any) -> Any:
             call = self._call(args, kwargs)
@@ -138,9 +138,7 @@ class _BatchFunctionCache(FunctionCache):
 
         def invalidate(*args: Any, **kwargs: Any) -> bool:
             call = self._call(args, kwargs)
-            refs = [call.locate(key).ref for key in call.many]
-            state.check_open()
-            return self.engine.deferred.removed(refs) > 0
+            return self.engine.remove_blocking([call.locate(key).ref for key in call.many]) > 0
 
         def refresh(*args: Any, **kwargs: Any) -> Any:
             call = self._call(args, kwargs)

@@ -1,6 +1,6 @@
 """The parts of one cache that both managers use: its state, reads, writes, clears and loads."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from magnus_cache._engine.api.get_memos import GetMemo
@@ -15,6 +15,7 @@ from magnus_cache._engine.store.deferred import Deferred
 from magnus_cache._engine.store.fills_many import ManyFills
 from magnus_cache._engine.store.lifetimes import Lifetimes
 from magnus_cache._engine.store.reads import Reads
+from magnus_cache._engine.store.records import KeyRef
 from magnus_cache.errors import CacheTypeError
 
 __all__ = ["Engine"]
@@ -43,6 +44,47 @@ class Engine:
         self.deferred = Deferred(state, self.writes, self.clears)
         self.loads = Loads(self.reads, self.writes)
         self.stale = StalePolicy(self.reads, self.loads)
+
+    async def remove(self, refs: Sequence[KeyRef]) -> int:
+        """Remove values everywhere, as the program asks for; see `ManyWrites.remove`."""
+        names, acts = [ref.name for ref in refs], self.state.acts
+        site = acts.deleting(names)
+        removed = await self.writes.remove(refs)
+        if refs:
+            acts.deleted(refs[0].namespace, names, removed, site)
+        return removed
+
+    def remove_blocking(self, refs: Sequence[KeyRef]) -> int:
+        """Do what `remove` does, in a thread; see `Deferred.removed`."""
+        names, acts = [ref.name for ref in refs], self.state.acts
+        self.state.check_open()
+        site = acts.deleting(names)
+        removed = self.deferred.removed(refs)
+        if refs:
+            acts.deleted(refs[0].namespace, names, removed, site)
+        return removed
+
+    async def clear(self, target: str) -> int:
+        """Clear a namespace or what matches a glob, as the program asks for; see `Clears.clear`.
+
+        :raises CacheArgumentError: as `Clears.clear` does.
+        :raises CacheUnavailableError: as `Clears.clear` does.
+        """
+        scope = self.state.keyspace.scope(target)
+        site = self.state.acts.clearing(target, scope)
+        removed = await self.clears.clear(target)
+        self.state.acts.cleared(target, scope, removed, site)
+        return removed
+
+    async def invalidate(self, tags: Sequence[str], function: str | None = None) -> None:
+        """Invalidate tags, as the program asks for; see `Clears.invalidate`.
+
+        :param function: the name of the function to clear, if the tag is that of a function.
+        :raises CacheUnavailableError: as `Clears.invalidate` does.
+        """
+        site = self.state.acts.invalidating(tags, function)
+        await self.clears.invalidate(tags)
+        self.state.acts.invalidated(tags, site, function)
 
     def __del__(self) -> None:
         # Managers and decorated functions keep the engine alive. Background tasks refer to the state alone.

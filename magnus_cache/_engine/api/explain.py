@@ -3,6 +3,7 @@
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from magnus_cache._engine.api.history import history_of, writer_of
 from magnus_cache._engine.codec import envelope
 from magnus_cache._engine.memory.entry import Entry
 from magnus_cache._engine.policy.function_tags import visible_tags
@@ -23,9 +24,10 @@ __all__ = ["explain"]
 async def explain(reads: Reads, ref: KeyRef) -> Explanation:
     """Return the state of one key. This counts as no request and stores nothing in memory."""
     found, topology = await _explained(reads, ref), reads.state.topology
-    if (slot := topology.slot_of(ref.name)) is None:
-        return found
-    return replace(found, slot=slot, node=topology.node_of(ref.name))
+    history = await history_of(reads.state, ref.name, found.tags)
+    slot = topology.slot_of(ref.name)
+    node = None if slot is None else topology.node_of(ref.name)
+    return replace(found, tags=visible_tags(shown_tags(found.tags)), slot=slot, node=node, history=history)
 
 
 async def _explained(reads: Reads, ref: KeyRef) -> Explanation:
@@ -102,7 +104,7 @@ def _explanation(ref: KeyRef, entry: Entry, level: str | None, verdict: str, now
     age = None if entry.born is None else max(0.0, now - entry.born)
     return Explanation(
         str(ref.namespace), ref.name.decode(), level, verdict, age=age, left=entry.fresh_until - now,
-        size=entry.length, tags=visible_tags(shown_tags(tags_of(entry))),
+        size=entry.length, tags=tuple(tags_of(entry)),
     )  # fmt: skip
 
 
@@ -132,7 +134,7 @@ async def _by_reference(reads: Reads, ref: KeyRef, name: str) -> Explanation:
         verdict = "an error that loading raised, remembered in this process"
     return Explanation(
         str(ref.namespace), name, "l1" if left > 0 else None, verdict, left=left, size=entry.size,
-        tags=visible_tags(shown_tags(tags_of(entry))),
+        tags=tuple(tags_of(entry)),
     )  # fmt: skip
 
 
@@ -164,6 +166,6 @@ async def _in_redis(reads: Reads, wire: "Connection", ref: KeyRef, raw: bytes | 
     return replace(
         unknown, level="l2" if judged is Verdict.FRESH else None, verdict=verdict,
         age=header.life - left if header.life else None, left=left, epoch=header.epoch,
-        lowest_valid_epoch=lowest_valid, tags=visible_tags(shown_tags(tags)), cost=header.cost,
-        size=len(raw) - envelope.HEADER_BYTES,
+        lowest_valid_epoch=lowest_valid, tags=tuple(tags), cost=header.cost, size=len(raw) - envelope.HEADER_BYTES,
+        stored_by=await writer_of(reads.state, wire, header.version),
     )  # fmt: skip

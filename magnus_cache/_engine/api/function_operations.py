@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from magnus_cache._engine.api.engine import Engine
 from magnus_cache._engine.api.explain import explain as explained
+from magnus_cache._engine.loading.failures import function_name
 from magnus_cache._engine.policy.modes import Mode
 from magnus_cache._engine.store.explanation import Explanation
 from magnus_cache._engine.store.records import KeyRef
@@ -55,7 +56,7 @@ async def _contains(engine: Engine, ref: KeyRef) -> bool:
 def _awaited(place: Place) -> tuple[Any, Any, Any]:
     async def clear() -> None:
         """Remove all values of this function everywhere; see `Cached.clear`."""
-        await place.engine.clears.invalidate((place.tag,))
+        await place.engine.invalidate((place.tag,), function_name(place.function))
 
     async def explain(*args: Any, **kwargs: Any) -> Explanation:
         """Return what the cache knows about the value for these arguments; see `Cached.explain`."""
@@ -71,12 +72,15 @@ def _awaited(place: Place) -> tuple[Any, Any, Any]:
 def _blocking(place: Place) -> tuple[Any, Any, Any]:
     def clear() -> None:
         """Remove all values of this function everywhere; see `Cached.clear`."""
-        engine = place.engine
+        engine, tags = place.engine, (place.tag,)
         engine.state.check_open()
+        name = function_name(place.function)
+        site = engine.state.acts.invalidating(tags, name)
         if engine.deferred.invalidations:
-            engine.deferred.invalidate((place.tag,))
+            engine.deferred.invalidate(tags)
         else:
-            engine.state.portal.call(engine.clears.invalidate, (place.tag,))
+            engine.state.portal.call(engine.clears.invalidate, tags)
+        engine.state.acts.invalidated(tags, site, name)
 
     def explain(*args: Any, **kwargs: Any) -> Explanation:
         """Return what the cache knows about the value for these arguments; see `Cached.explain`."""

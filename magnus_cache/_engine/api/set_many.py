@@ -42,9 +42,11 @@ async def set_many(
         return True
     if engine.state.mode is Mode.DISABLED:
         # Nothing is stored, but the old values are outdated.
-        await engine.writes.remove(call.all_refs())
+        await engine.remove(call.all_refs())
         return False
-    return await engine.writes.write_many(call.values())
+    values = call.values()
+    engine.state.acts.setting(values.names)
+    return await engine.writes.write_many(values)
 
 
 def set_many_blocking(
@@ -66,18 +68,20 @@ def set_many_blocking(
         call.add(name, value, payload)
     state, deferred = engine.state, engine.deferred
     if state.mode is Mode.DISABLED:
-        state.check_open()
-        deferred.removed(call.all_refs())
+        engine.remove_blocking(call.all_refs())
         return False
     if deferred.writes:
         for item in call.values().items() if call.items else ():
+            state.acts.setting((item[0].name,))
             deferred.write(*item)
         return False
     state.check_open()
     if not call.items:
         return True
+    values = call.values()
+    state.acts.setting(values.names)
     try:
-        stored: bool = state.portal.call(partial(engine.writes.write_many, call.values()))
+        stored: bool = state.portal.call(partial(engine.writes.write_many, values))
     except NoThreadError as error:
         deferred.record(call.all_refs(), error)
         return False

@@ -5,7 +5,7 @@ import os
 from collections.abc import Iterator
 from typing import Final
 
-__all__ = ["is_own", "new_version", "new_versions", "reseed"]
+__all__ = ["first_version", "is_of", "is_own", "new_version", "new_versions", "reseed"]
 
 _U64: Final = (1 << 64) - 1
 
@@ -44,7 +44,19 @@ def new_version() -> int:
 
 def is_own(version: int) -> bool:
     """Return whether this process has written a value, by its version; True for hardly any other value."""
-    return (version - _versions.first) & _U64 < _MOST
+    return is_of(_versions.first, version)
+
+
+def is_of(first: int, version: int) -> bool:
+    """Return whether the process whose versions begin with `first` has written a value, as `is_own` does."""
+    return (version - first) & _U64 < _MOST
+
+
+def first_version() -> int:
+    """Return where the versions of this process begin."""
+    if os.getpid() != _versions._process:
+        _versions.reseed()
+    return _versions.first
 
 
 def new_versions(count: int) -> list[int]:

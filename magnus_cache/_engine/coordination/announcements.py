@@ -11,6 +11,7 @@ full, and it announces the names of all databases alike. So an announcement does
 - A load that waits for another's lease checks again.
 """
 
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -32,12 +33,15 @@ class Announcements:
     :param values: the prefix of all values' names.
     :param local: the local state that an announcement invalidates.
     :param own: keeps values of this process, where its own writes are announced, too; else None.
+    :param changed: called with the names of values that other processes have changed, as far as this is known.
     """
 
     def __init__(
-        self, values: bytes, local: Invalidation, failover: FailoverGuard, epochs: EpochSync, own: OwnWrites | None
-    ) -> None:
+        self, values: bytes, local: Invalidation, failover: FailoverGuard, epochs: EpochSync, own: OwnWrites | None,
+        changed: Callable[[Sequence[bytes]], object],
+    ) -> None:  # fmt: skip
         self._values = values
+        self._changed = changed
         self._server = local.epochs.names.server
         self._memory = local.memory
         self._leases = local.leases
@@ -49,10 +53,12 @@ class Announcements:
     def changed(self, names: list[bytes], connection: "Connection") -> None:
         """Drop the named values, and ask Redis about the named leases and epochs."""
         own = self._own.among(names) if self._own is not None else ()
+        values: list[bytes] = []
         for name in names:
             if name.startswith(self._values):
                 self._memory.invalidate(name)
                 self._leases.notify(name)
+                values.append(name)
             elif name.startswith(b"{"):
                 self._leases.announced(value_name(name), connection)
             elif name == self._server:
@@ -61,6 +67,9 @@ class Announcements:
                 self._epochs.announced(name, connection, needed=bool(len(self._flights)))
         if own and self._own is not None:
             self._own.ask(own)
+        if values and self._own is None:
+            # By prefix, Redis announces the writes of this process, too, and values that it has never read.
+            self._changed(values)
 
     def flushed(self, connection: "Connection") -> None:
         """Ask Redis about all leases, because a database was emptied, perhaps this one.

@@ -7,8 +7,10 @@ from magnus_cache._engine.coordination.announcements import Announcements
 from magnus_cache._engine.coordination.connection_log import ConnectionLog
 from magnus_cache._engine.coordination.epoch_renewals import EpochRenewals
 from magnus_cache._engine.coordination.failover import FailoverGuard
+from magnus_cache._engine.coordination.fleet_log import FleetLog
 from magnus_cache._engine.coordination.fleet_stats import FleetStats
 from magnus_cache._engine.coordination.generations import OutageGenerations
+from magnus_cache._engine.coordination.happenings import Happenings
 from magnus_cache._engine.coordination.leases import Leases
 from magnus_cache._engine.coordination.replay import Replayer
 from magnus_cache._engine.outage.outbox import Outbox
@@ -33,8 +35,10 @@ class Parts(Protocol):
 
     announcements: Announcements
     clock: Clock
+    elsewhere: Happenings
     epoch_renewals: EpochRenewals
     failover: FailoverGuard
+    fleet_log: FleetLog
     fleet_stats: FleetStats
     generations: OutageGenerations
     journal: "Journal | None"
@@ -63,6 +67,7 @@ class ConnectionEvents:
 
     def flushed(self, connection: Connection) -> None:
         """React to an emptied database: the leases of running loads may be gone."""
+        self._parts.elsewhere.flushed()
         self._parts.generations.flushed(connection)
         self._parts.announcements.flushed(connection)
 
@@ -85,6 +90,7 @@ class ConnectionEvents:
 
     def beat(self, connection: Connection) -> None:
         """Prolong the epochs in use, and publish statistics when they are due."""
+        self._parts.elsewhere.beat()
         self._parts.epoch_renewals.beat(connection)
         self._parts.fleet_stats.beat(connection)
 
@@ -106,7 +112,10 @@ class ConnectionEvents:
         self._parts.leases.release_lost(connection)
         if not connection.keeps_identity:
             self._parts.failover.restore_identity(connection)
-        self._parts.log.connected(connection, self._parts.topology.node_led_to(connection))
+        node = self._parts.topology.node_led_to(connection)
+        self._parts.log.connected(connection, node)
+        self._parts.elsewhere.connected(node)
+        self._parts.fleet_log.arm()
         if self._parts.journal is not None:
             # Again: another process may have created the file since the last connection was lost.
             self._parts.journal.mark_unread()
@@ -117,7 +126,9 @@ class ConnectionEvents:
         """React to slots that have moved: what was stored here while their node was away is to be confirmed."""
         self._parts.generations.remapped()
         if self._parts.log.any_away:
-            self._parts.log.remapped(self._parts.topology.figures(self._parts.clock()))
+            nodes = self._parts.topology.figures(self._parts.clock())
+            self._parts.log.remapped(nodes)
+            self._parts.elsewhere.remapped(nodes)
         if self._parts.outbox.pending:
             # Other nodes may be able to settle what waits.
             for connection in self._parts.topology.established()[:1]:
@@ -138,4 +149,6 @@ class ConnectionEvents:
     def disconnected(self, connection: Connection, error: CacheUnavailableError) -> None:
         """Count the failure, and log once why Redis is unavailable."""
         self._parts.stats.failed(error.reason)
-        self._parts.log.disconnected(error, self._parts.topology.node_led_to(connection))
+        node = self._parts.topology.node_led_to(connection)
+        self._parts.log.disconnected(error, node)
+        self._parts.elsewhere.disconnected(error, node)

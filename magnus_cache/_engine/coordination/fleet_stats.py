@@ -3,7 +3,7 @@
 A process publishes every `stats_interval` seconds while it is in use, and once more at the end of its use and when its
 cache is closed; an idle process publishes nothing. A report has two parts. What the process is and has now is a key of
 its own that expires soon, so that a process that has died vanishes. What it has counted since its last report is added
-to the sums of the hour, and to a total that never shrinks, so that it stays when the process has died.
+to the sums of the hour, so that it stays when the process has died.
 
 Nothing of this is on a hot path: reports are made by a timer of an event loop that has a connection, and compare the
 counts with those that Redis has taken. A report without an answer is sent again under its number, and Redis counts it
@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgpack
 
+from magnus_cache._engine.codec.versions import first_version, is_of
 from magnus_cache._engine.redis.exchange import Callback
 from magnus_cache._engine.redis.fleet_keys import FleetNames, Report
 from magnus_cache._engine.runtime.clock import MICROSECONDS, Clock
@@ -145,6 +146,7 @@ class FleetStats:
         about = {
             "host": socket.gethostname(), "pid": os.getpid(), "at": round(second),
             "started": round(second - (self._clock() - self._began)),
+            "instance": self.instance, "versions": first_version(),
             **{name: process[name] for name in _NOW},
         }  # fmt: skip
         packed, life = msgpack.packb(about), 0 if last else self.life
@@ -239,13 +241,25 @@ class FleetStats:
         second = await self._now(connection)
         await self.published(connection)
         running = await self._client.processes(self._names, second, self.life)
-        return counts_from(_counted(await self._client.total(self._names))), _summed(running)
+        return counts_from(_counted(*await self._client.total(self._names, second))), _summed(running)
 
     def own(self) -> "tuple[Counts, dict[str, int]]":
         """Return the same of this process alone, as if it were the only one of its fleet."""
         process = self._process()
         counts = counts_from(fields_of(self._stats, process).items())
         return counts, {**{name: int(process[name]) for name in _NOW}, "processes": 1}
+
+    async def writer(self, connection: "Connection", version: int) -> str | None:
+        """Return which of the processes that run has written a value: its host, process id and instance.
+
+        :param version: that of the value.
+        :raises CacheUnavailableError: when Redis does not answer, or refuses.
+        """
+        found = await self._client.processes(self._names, await self._now(connection), self.life)
+        for about in map(_about, found):
+            if about is not None and is_of(_number(about.get("versions")), version):
+                return f"{about.get('host')}:{about.get('pid')}:{about.get('instance')}"
+        return None
 
     async def key_names(self, connection: "Connection") -> list[bytes]:
         """Return the names of all keys of fleet statistics, some of which need not exist.

@@ -7,6 +7,7 @@ from concurrent.futures import wait
 from typing import TYPE_CHECKING
 
 from magnus_cache._engine.coordination.connection_log import ConnectionLog
+from magnus_cache._engine.coordination.fleet_log import FleetLog
 from magnus_cache._engine.coordination.fleet_stats import FleetStats
 from magnus_cache._engine.coordination.generations import OutageGenerations
 from magnus_cache._engine.coordination.invalidation import Invalidation
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from concurrent.futures import Future
 
     from magnus_cache._engine.outage.journal import Journal
+    from magnus_cache._engine.redis.exchange import Connection
 
 __all__ = ["LifeCycle"]
 
@@ -39,6 +41,7 @@ class LifeCycle(Invalidation):
 
     closed: bool
     breaker: Breaker
+    fleet_log: FleetLog
     fleet_stats: FleetStats
     generations: OutageGenerations
     journal: "Journal | None"
@@ -143,18 +146,22 @@ class LifeCycle(Invalidation):
 
         :param but: a loop to skip, because the caller blocks it.
         """
-        if not self.fleet_stats.interval:
+        if not (self.fleet_stats.interval or self.fleet_log.waiting):
             return None
         for connection in self.topology.running():
             if connection.loop is but or not connection.up:
                 continue
-            report = self.fleet_stats.published(connection, last=True)
+            report = self._last_report(connection)
             try:
                 return asyncio.run_coroutine_threadsafe(report, connection.loop)
             except RuntimeError:
                 # As for a replay.
                 report.close()
         return None
+
+    async def _last_report(self, connection: "Connection") -> None:
+        await self.fleet_log.published(connection)
+        await self.fleet_stats.published(connection, last=True)
 
     def end(self) -> None:
         """End everything that this cache started, even after an interrupted close."""

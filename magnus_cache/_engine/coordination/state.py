@@ -12,14 +12,17 @@ from magnus_cache._engine import codec
 from magnus_cache._engine.codec import versions
 from magnus_cache._engine.coherence.epoch_names import EpochNames
 from magnus_cache._engine.coherence.epochs import Epochs
+from magnus_cache._engine.coordination.acts import Acts
 from magnus_cache._engine.coordination.announcements import Announcements
 from magnus_cache._engine.coordination.connection_events import ConnectionEvents
 from magnus_cache._engine.coordination.connection_log import ConnectionLog
 from magnus_cache._engine.coordination.epoch_renewals import EpochRenewals
 from magnus_cache._engine.coordination.epoch_sync import EpochSync
 from magnus_cache._engine.coordination.failover import FailoverGuard
+from magnus_cache._engine.coordination.fleet_log import FleetLog
 from magnus_cache._engine.coordination.fleet_stats import FleetStats
 from magnus_cache._engine.coordination.generations import OutageGenerations
+from magnus_cache._engine.coordination.happenings import Happenings
 from magnus_cache._engine.coordination.leases import Leases
 from magnus_cache._engine.coordination.life_cycle import LifeCycle
 from magnus_cache._engine.coordination.offline import OfflineBounds
@@ -46,6 +49,7 @@ from magnus_cache._engine.runtime.forks import around_fork, on_fork_child
 from magnus_cache._engine.runtime.log import RateLimitedLog
 from magnus_cache._engine.runtime.loop_end import call_on_loop
 from magnus_cache._engine.runtime.observers import Observers
+from magnus_cache._engine.runtime.recorder import Recorder
 from magnus_cache._engine.runtime.stats import Stats
 from magnus_cache._engine.runtime.switches import Presence, Switch
 from magnus_cache._engine.runtime.workers import LoaderThreads
@@ -137,6 +141,9 @@ class State(LifeCycle, OfflineBounds):
         self.key_locks = KeyLocks(4 * settings.op_timeout)
         self.portal = BackgroundLoops()
         self.workers = LoaderThreads(run=self.portal.run)
+        self.special: set[object] = set()
+        self.observers = Observers(self.special)
+        self.recorder = Recorder(settings.recorder_keys, self.clock)
         self.stats = Stats()
         self.notices = RateLimitedLog(place=f"{self.place} {settings.prefix}")
         self.abandoned = OrphanedConnections(self.notices.warn)
@@ -163,20 +170,27 @@ class State(LifeCycle, OfflineBounds):
             None if settings.tracking == "off" else settings.max_staleness,
         )  # fmt: skip
         self.closed = False
-        self.special: set[object] = set()
-        self.observers = Observers(self.special)
         self.disabling: set[object] = set()
         self._values = f"{self.keyspace.prefix}:".encode()
-        self.failover = FailoverGuard(self.epochs, self.client, self.outbox, self._values, self.outdated)
-        self.epoch_sync = EpochSync(self.epochs, self.client, settings.max_staleness, self.clock, self.outdated)
+        self.elsewhere = Happenings(self, self.outdated)
+        arrived, outdated = self.elsewhere.arrived, self.elsewhere.outdated
+        self.failover = FailoverGuard(self.epochs, self.client, self.outbox, self._values, arrived)
+        self.epoch_sync = EpochSync(self.epochs, self.client, settings.max_staleness, self.clock, outdated)
         self.epoch_renewals = EpochRenewals(self.epochs, self.client, self.clock)
         names = FleetNames(self.keyspace, _FLEET_TAG if is_cluster else b"")
         self.fleet_stats = FleetStats(
             self.stats, self.process_figures, self.client, names, settings.stats_interval, self.clock
         )
+        self.fleet_log = FleetLog(
+            self.client, names, lambda: self.fleet_stats.instance, self.topology.established, self.clock,
+            enabled=settings.recorder_keys > 0 and self.endpoint is not None,
+        )  # fmt: skip
+        self.acts = Acts(self)
         # On a cluster, what a value stands on depends on its slot, too: there a read finds it out.
         own = OwnWrites(self.memory, self.client) if settings.tracking == "prefix" and not is_cluster else None
-        self.announcements = Announcements(self._values, self, self.failover, self.epoch_sync, own)
+        self.announcements = Announcements(
+            self._values, self, self.failover, self.epoch_sync, own, self.elsewhere.changed
+        )
         self.journal = self._new_journal()
         self.replayer = _replayer(self, is_cluster=is_cluster)
         on_fork_child(self)
@@ -297,6 +311,7 @@ class State(LifeCycle, OfflineBounds):
             self.memory, self.flights, self.portal, self.stats, self.notices, self.breaker, self.outbox, self.epochs,
             self.leases, self.generations, self.abandoned, self.workers, self.epoch_renewals, self.topology,
             self.lane, self.replayer, self.fleet_stats, self.observers,
+            self.recorder, self.fleet_log, self.elsewhere,
         ):  # fmt: skip
             own.reset()
         if self.journal is not None:

@@ -220,7 +220,7 @@ class Batch:
                 flight.look.left_out_by = self._source
                 flight.look.tags = item.tags
                 return LoadedValue(MISS, None)
-            cost = self._loads.count_load(item.ref, started)
+            cost = self._loads.count_load(request, started)
             if isinstance(value, PreparedValue):
                 return await self._loads.stored(request, value, cost, fence)
             return await self._loads.store_result(request, value, cost, fence)

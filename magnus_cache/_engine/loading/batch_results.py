@@ -22,6 +22,7 @@ from magnus_cache._engine.loading.request import BatchItem, BatchRequest, LoadRe
 from magnus_cache._engine.loading.results import PreparedValue
 from magnus_cache._engine.runtime.clock import monotonic
 from magnus_cache._engine.runtime.loop_end import cancel, loop_task
+from magnus_cache._engine.runtime.recorder import code_of
 from magnus_cache._engine.runtime.turns import Step, turn
 from magnus_cache._engine.runtime.waiters import Failed, Loaded, Outcome
 from magnus_cache._engine.store.batch_keys import RefMaker
@@ -223,14 +224,16 @@ class BatchResults:
         void = [number for number, place in enumerate(portion.places) if load.lease(place).void]
         # Of one load for all of them, it is their share of its time.
         seconds = self._cost * count / (len(load.items) if self._marks else 1)
-        self._loads.count_loads(self._ref, self._cost, count, seconds)
+        names = [load.items[place].ref.name for place in portion.places]
+        self._loads.count_loads(self._ref, names, self._request.options, self._cost, seconds)
         if void:
             # Overtaken: delivered, and not stored.
+            self._loads.writes.overtaken(self._ref.namespace, [names[number] for number in void])
             self._deliver(_some(portion, void))
             portion = _some(portion, [number for number in range(count) if number not in set(void)])
             if not portion.places:
                 return
-        names = [load.items[place].ref.name for place in portion.places]
+            names = [load.items[place].ref.name for place in portion.places]
         values = ValuesToWrite(self._refs, names, portion.values, portion.payloads, self._ttl, self._tags)
         origin = FillOrigin(load.acquirer.batch, load.acquirer.known, self._cost, self._request.fresh)
         leases = [load.lease(place) for place in portion.places]
@@ -303,7 +306,7 @@ class BatchResults:
         outcome: Outcome
         LOADING.set(fence.flight)  # in this task's own context
         try:
-            cost = loads.count_load(request.ref, self._started)
+            cost = loads.count_load(request, self._started)
             if isinstance(value, PreparedValue):
                 loaded = await loads.stored(request, value, cost, fence)
             else:
@@ -320,6 +323,8 @@ class BatchResults:
         """Deliver errors of the loader, by place, and release the leases."""
         if self._ref.freshness is NO_POLICY:
             self._ref.counters.load_errors += len(errors)
+            names = [self._load.items[place].ref.name for place in errors]
+            self._loads.reads.state.recorder.add_many(names, "load failed", code_of(self._request.options.function))
         else:
             await self._each({place: self._record_failure(place, error) for place, error in errors.items()})
         self._load.close(list(errors))

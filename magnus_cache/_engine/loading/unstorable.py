@@ -18,7 +18,9 @@ from magnus_cache._engine.loading.failures import function_name
 from magnus_cache._engine.loading.request import LoadRequest
 from magnus_cache._engine.memory.footprint import footprint
 from magnus_cache._engine.policy.options import LoadOptions
+from magnus_cache._engine.runtime import observers
 from magnus_cache._engine.runtime.log import say
+from magnus_cache._engine.store.writes import NOT_STORED
 from magnus_cache._engine.store.writes_many import ManyWrites
 from magnus_cache.errors import CacheEncodeError, CacheValueTooLargeError
 
@@ -68,7 +70,10 @@ class Unstorable:
         if fence.lease is not None:
             fence.lease.close(unstorable=True)
         ref.counters.unstorable += 1
-        function, strict = _named(request.options), request.strict
+        function, strict, state = _named(request.options), request.strict, self._writes.state
+        state.recorder.add(ref.name, NOT_STORED, None, "cannot be stored")
+        if state.observers.active:
+            state.observers.about(observers.Unstorable, ref, function, str(error))
         kind = "size" if isinstance(error, CacheValueTooLargeError) else error.type_name
         first = not strict and self._is_first(function, kind)
         if not (first or strict):

@@ -3,6 +3,7 @@
 `hiredis.pack_command` is about seven times as fast as redis-py's own packing in Python.
 """
 
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final
 
@@ -16,6 +17,7 @@ __all__ = [
     "INFO_MEMORY",
     "INFO_REPLICATION",
     "INFO_SERVER",
+    "NAME_LIBRARY",
     "TIME",
     "TRACKING",
     "TRACKING_ALL",
@@ -109,6 +111,12 @@ DB_SIZE: Final = Command("DBSIZE", pack(b"DBSIZE"))
 INFO_MEMORY: Final = Command("INFO", pack(b"INFO", b"memory"))
 INFO_SERVER: Final = Command("INFO", pack(b"INFO", b"server"))
 INFO_REPLICATION: Final = Command("INFO", pack(b"INFO", b"replication"))
+NAME_LIBRARY: Final = (
+    pack(b"CLIENT", b"SETINFO", b"LIB-NAME", b"magnus-cache"),
+    # Not an import: the package imports the engine, and is there before any part of it.
+    pack(b"CLIENT", b"SETINFO", b"LIB-VER", sys.modules["magnus_cache"].__version__),
+)
+"""Shows in CLIENT LIST what a connection is of; servers before Redis 7.2 refuse it, which is no error here."""
 
 
 def info(reply: Any, field: bytes) -> str | None:

@@ -4,9 +4,10 @@ All these keys are of one slot of a cluster, so that one script can add to the s
 whose answer was lost is sent again under its number, and counts once.
 
 The sums of the hours are for people: they end with their day. The total is for monitoring systems: it only grows, as a
-counter of Prometheus must. A server that may have lost the latest writes, after a failover or a restart, could show a
-slightly smaller one, which a monitoring system would take for a restart at zero and count all of it again. So the total
-of such a server starts at zero, which is what monitoring systems expect.
+counter of Prometheus must. Publishing costs nothing more for it: who reads the total adds the hours that have ended to
+it, once, and shows it with the hours that have not. A server that may have lost the latest writes, after a failover or
+a restart, could show a slightly smaller one, which a monitoring system would take for a restart at zero and count all
+of it again. So the total of such a server starts at zero, which is what monitoring systems expect.
 """
 
 from collections.abc import Awaitable, Mapping, Sequence
@@ -38,6 +39,9 @@ _TOTAL_LIFE: Final = 30 * 86_400
 _MOST_TOTALS: Final = 10_000
 """Fields of the total; further namespaces and functions are counted together."""
 
+_LONGEST_LIFE: Final = 3_600
+"""Seconds after which a process that has published nothing has died, whatever its interval."""
+
 _TOGETHER: Final = 500
 
 _NUMBER: Final = 8
@@ -49,26 +53,16 @@ _PUBLISH: Final = Script(
 local before = redis.pcall('GET', KEYS[1])
 if type(before) ~= 'string' or string.sub(before, 1, #ARGV[1]) ~= ARGV[1] then
   local at = 11
-  -- Not HLEN, HEXISTS or HGET: users with the documented grants may not call them.
-  local size = tonumber(redis.call('HMGET', KEYS[5], 'size')[1] or 0)
   for sum = 3, 4 do
     local count = tonumber(ARGV[at])
     for place = at + 1, at + 2 * count, 2 do
-      local field = ARGV[place]
-      redis.call('HINCRBY', KEYS[sum], field, ARGV[place + 1])
-      if sum == 3 then
-        if size >= tonumber(ARGV[10]) and not redis.call('HMGET', KEYS[5], field)[1] then
-          field = string.gsub(field, '^([nf]:[^:]*:).*$', '%1(other)')
-        end
-        if redis.call('HINCRBY', KEYS[5], field, ARGV[place + 1]) == tonumber(ARGV[place + 1]) then
-          size = redis.call('HINCRBY', KEYS[5], 'size', 1)
-        end
-      end
+      redis.call('HINCRBY', KEYS[sum], ARGV[place], ARGV[place + 1])
     end
     at = at + 2 * count + 1
   end
   redis.call('EXPIRE', KEYS[3], ARGV[5])
   redis.call('EXPIRE', KEYS[4], ARGV[6])
+  redis.call('HSETNX', KEYS[5], 'open', ARGV[10])
   redis.call('EXPIRE', KEYS[5], ARGV[9])
 end
 if ARGV[3] == '0' then
@@ -84,16 +78,60 @@ return 1
 """,
 )
 
+# The first key is that of the total, the others are those of the hours of a day, up to the next one. `open` is the
+# first hour that the total does not have yet. An hour is added when reports about it can no longer come.
 _TOTAL: Final = Script(
     "TOTAL",
     """
-local of = redis.call('HMGET', KEYS[1], 'server')[1]
-if of and of ~= ARGV[1] then
-  redis.call('DEL', KEYS[1])
-elseif not of and redis.call('EXISTS', KEYS[1]) == 1 then
-  redis.call('HSET', KEYS[1], 'server', ARGV[1])
+local total, names, size = {}, redis.call('HGETALL', KEYS[1]), 0
+for at = 1, #names, 2 do
+  total[names[at]] = names[at + 1]
+  size = size + 1
 end
-return redis.call('HGETALL', KEYS[1])
+if not total['open'] then return {} end
+local now, open = tonumber(ARGV[2]), tonumber(total['open'])
+local oldest = now + 3 - #KEYS
+local function add(hour, sign)
+  local fields = redis.call('HGETALL', KEYS[hour - oldest + 2])
+  for at = 1, #fields, 2 do
+    local field, count = fields[at], tonumber(fields[at + 1])
+    if not total[field] and size >= tonumber(ARGV[3]) then
+      field = string.gsub(field, '^([nf]:[^:]*:).*$', '%1(other)')
+    end
+    if not total[field] then
+      total[field] = '0'
+      size = size + 1
+    end
+    if count then redis.pcall('HINCRBY', KEYS[1], field, string.format('%.0f', sign * count)) end
+  end
+end
+if (total['server'] and total['server'] ~= ARGV[1]) or open < oldest then
+  redis.call('DEL', KEYS[1])
+  total, size, open = {}, 0, now - 1
+  for hour = open, now + 1 do add(hour, -1) end
+end
+for hour = open, now - 2 do add(hour, 1) end
+open = math.max(open, now - 1)
+redis.call('HSET', KEYS[1], 'server', ARGV[1], 'open', string.format('%.0f', open))
+redis.call('EXPIRE', KEYS[1], ARGV[4])
+local found = {redis.call('HGETALL', KEYS[1])}
+for hour = open, now + 1 do found[#found + 1] = redis.call('HGETALL', KEYS[hour - oldest + 2]) end
+return found
+""",
+)
+
+_NOTED: Final = 512
+"""Records of what processes have done; each further one takes the place of the oldest."""
+
+_NOTE: Final = Script(
+    "NOTE",
+    """
+local at = redis.call('HINCRBY', KEYS[1], 'n', #ARGV - 2)
+for place = 3, #ARGV do
+  redis.call('HSET', KEYS[1], (at - #ARGV + place) % tonumber(ARGV[1]), ARGV[place])
+end
+redis.call('EXPIRE', KEYS[1], ARGV[2])
+return 1
 """,
 )
 
@@ -109,6 +147,7 @@ class FleetNames:
         self._tag = tag
         self.index = keyspace.control_name("fleet") + tag
         self.total = keyspace.control_name("fleet", "total") + tag
+        self.notes = keyspace.control_name("fleet", "log") + tag
 
     def process(self, instance: str) -> bytes:
         """Return the name of what a process publishes."""
@@ -125,7 +164,8 @@ class FleetNames:
     def sums(self, second: float) -> list[bytes]:
         """Return all names that can be there, but for those of processes."""
         hours = [self.hour(second - 3_600 * back) for back in range(-1, _HOURS + 1)]
-        return [self.index, self.total, *hours, *(self.minute(second - 60 * back) for back in range(-1, MINUTES + 1))]
+        minutes = [self.minute(second - 60 * back) for back in range(-1, MINUTES + 1)]
+        return [self.index, self.total, self.notes, *hours, *minutes]
 
 
 class Report(NamedTuple):
@@ -170,10 +210,26 @@ class FleetKeys:
         command = _PUBLISH.command(
             (process, names.index, names.hour(second), names.minute(second), names.total),
             f"{report.number % 10**_NUMBER:0{_NUMBER}}".encode(), report.about, report.life, instance.encode(),
-            _HOUR_LIFE, _MINUTE_LIFE, second, int(oldest), _TOTAL_LIFE, _MOST_TOTALS,
+            _HOUR_LIFE, _MINUTE_LIFE, second, int(oldest), _TOTAL_LIFE, second // 3_600,
             *_pairs(report.fields), *_pairs(report.totals),
         )  # fmt: skip
         self._wire(process).call(command, lambda reply, _connection, _sent: reply, waiter)
+
+    def note(self, names: FleetNames, records: Sequence[bytes], waiter: "Waiter") -> None:
+        """Add records to what the fleet has done; `waiter` gets 1. A repeated request may add them twice.
+
+        :raises CacheUnavailableError: at once, when Redis is known to be away or the queue is full.
+        """
+        command = _NOTE.command((names.notes,), _NOTED, _HOUR_LIFE, *records)
+        self._wire(names.notes).call(command, lambda reply, _connection, _sent: reply, waiter)
+
+    async def noted(self, names: FleetNames) -> list[bytes]:
+        """Return the records of what the fleet has done, in no order.
+
+        :raises CacheUnavailableError: when Redis does not answer, or refuses.
+        """
+        found = _hash(await self._wire(names.notes).execute(_command(b"HGETALL", names.notes)))
+        return [record for field, record in found.items() if field != b"n"]
 
     async def published(self, names: FleetNames, second: float, life: int) -> Published:
         """Return what the fleet has published.
@@ -182,25 +238,27 @@ class FleetKeys:
         :param life: seconds for which the report of a process counts.
         :raises CacheUnavailableError: when Redis does not answer, or refuses.
         """
-        processes = await self.processes(names, second, life)
-        wire = self._wire(names.index)
+        wire, processes = self._wire(names.index), await self.processes(names, second, life)
         asked = [wire.execute(_command(b"HGETALL", names.hour(second - 3_600 * back))) for back in range(_HOURS)]
         return Published(processes, [_hash(reply) for reply in await _all(asked)])
 
-    async def total(self, names: FleetNames) -> Mapping[bytes, bytes]:
-        """Return what the fleet has counted since the total began, which a later call returns no less of.
+    async def total(self, names: FleetNames, second: float) -> list[Mapping[bytes, bytes]]:
+        """Return what the fleet has counted since the total began, in parts; a later call returns no less.
 
+        :param second: now, in Redis' time.
         :raises CacheUnavailableError: when Redis does not answer, or refuses.
         """
+        hours = [names.hour(second - 3_600 * back) for back in range(_HOURS - 1, -2, -1)]
         while True:
             wire = self._wire(names.total)
             if not wire.up:
                 await wire.renew()
             identity = wire.identity
-            reply = await wire.execute(_TOTAL.command((names.total,), identity))
+            words = identity, int(second // 3_600), _MOST_TOTALS, _TOTAL_LIFE
+            reply = await wire.execute(_TOTAL.command((names.total, *hours), *words))
             # Else the connection was lost meanwhile, and the answer is of a server that was not asked about.
             if wire.identity == identity:
-                return _hash(reply)
+                return [_hash(part) for part in _parts(reply)]
 
     async def processes(self, names: FleetNames, second: float, life: int) -> list[bytes]:
         """Return what the processes that run have published.
@@ -222,7 +280,8 @@ class FleetKeys:
 
         :raises CacheUnavailableError: when Redis does not answer, or refuses.
         """
-        bounds = (b"%d" % (int(second) - life), b"+inf")
+        # The reader's own interval tells nothing about that of the others, and may be none: what they publish expires.
+        bounds = (b"%d" % (int(second) - max(life, _LONGEST_LIFE)), b"+inf")
         found = await self._wire(names.index).execute(_command(b"ZRANGEBYSCORE", names.index, *bounds))
         return [names.process(instance.decode("utf-8", "replace")) for instance in _texts(found)]
 
@@ -269,6 +328,12 @@ def _texts(reply: Any, *, missing: bool = False) -> list[bytes]:
     if not {type(part) for part in found} <= {bytes}:
         raise nonsense("a list of texts is expected")
     return found
+
+
+def _parts(reply: Any) -> list[Any]:
+    if type(reply) is not list:
+        raise nonsense("a list is expected")
+    return reply
 
 
 def _hash(reply: Any) -> Mapping[bytes, bytes]:

@@ -2,7 +2,6 @@
 
 from typing import Any, Final, NamedTuple
 
-import redis
 from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import ClusterDownError, MasterDownError, NoPermissionError
 from redis.exceptions import ConnectionError as RedisConnectionError
@@ -19,12 +18,6 @@ from magnus_cache._engine.redis.tracking import Tracking
 from magnus_cache.errors import CacheUnavailableError
 
 __all__ = ["UNKNOWN_SERVER", "ServerInfo", "arrive", "check_mode", "history_check", "introduce"]
-
-_NAME_LIBRARY: Final = (
-    commands.pack(b"CLIENT", b"SETINFO", b"LIB-NAME", b"redis-py"),
-    commands.pack(b"CLIENT", b"SETINFO", b"LIB-VER", redis.__version__),
-)
-"""Shows in CLIENT LIST what a connection is made with, as redis-py does it; servers before Redis 7.2 refuse it."""
 
 _ORDERLY: Final = (7, 0)
 """The first version of Redis that announces what a connection has read and changes itself after the reply."""
@@ -92,7 +85,7 @@ async def introduce(
     switches = _switches(tracking)
     *replies, time, server, replication, client, stored = await answers(
         connection,
-        *_NAME_LIBRARY,
+        *commands.NAME_LIBRARY,
         *switches,
         commands.TIME.packed,
         commands.INFO_SERVER.packed,
@@ -112,7 +105,7 @@ async def introduce(
         raise replication
     if is_orphan(replication):
         raise MasterDownError("the server is a replica that has lost its primary")
-    switched, echoes = replies[len(_NAME_LIBRARY) :], False
+    switched, echoes = replies[len(commands.NAME_LIBRARY) :], False
     tracks = bool(switched) and not isinstance(switched[0], Exception)
     if tracking.mode == "keys":
         echoes = type(switched[-1]) is list and not isinstance(switched[-1][0], Exception)

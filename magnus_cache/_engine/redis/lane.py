@@ -334,7 +334,7 @@ class Lane:
             self._wait(now)
             return None
         _close_at_exit(self)
-        (about,) = connection.open(commands.INFO_SERVER.packed)
+        about, *_ = connection.open(commands.INFO_SERVER.packed, *commands.NAME_LIBRARY)
         if server_identity(about, None) != server.run:
             # Another one, behind the same name.
             self._wait(now)

@@ -6,7 +6,8 @@ a call of the cache waits for its observers: they count, or put the record into 
 
 - What an observer raises is logged, at most once a minute, and changes nothing else. One that takes long is logged.
 - What an observer does with a cache is not reported: it would be called within itself, without end.
-- No event is delivered within a critical section, where user code must not run.
+- No event is delivered within a critical section, where user code must not run: what a signal handler or a finalizer
+  does there is told with the next event.
 - An observer that unsubscribes, also within its own call, is not called again, not even for an event that other
   threads are delivering.
 
@@ -16,8 +17,10 @@ do while the cache is disabled or bypassed.
 """
 
 import asyncio
+import contextlib
 import itertools
 import threading
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from types import TracebackType
@@ -28,20 +31,56 @@ from magnus_cache._engine.runtime.critical import engaged, section
 from magnus_cache._engine.runtime.log import RateLimitedLog
 from magnus_cache.events import (
     CacheEvent,
+    Cleared,
+    Deleted,
     ErrorServed,
+    Evicted,
+    FillRefused,
     Hit,
     LoadEnded,
     LoadStarted,
     Miss,
+    OutageBegan,
+    OutageEnded,
+    PeerInvalidated,
     StaleServed,
+    Stored,
+    TagsInvalidated,
+    Touched,
+    Unreadable,
+    Unstorable,
     WaitExpired,
+    WriteRefused,
 )
 
 __all__ = [
-    # The events too: a part of the engine that tells one imports it with what it tells it to.
-    "NO_SPAN", "CacheEvent", "ErrorServed", "Hit", "LoadSpan", "Miss", "Observation", "Observers", "StaleServed",
-    "WaitExpired", "text", "texts",
-]  # fmt: skip
+    # The events too: what tells one imports it from here, with what it is told to.
+    "NO_SPAN",
+    "CacheEvent",
+    "Cleared",
+    "Deleted",
+    "ErrorServed",
+    "Evicted",
+    "FillRefused",
+    "Hit",
+    "LoadSpan",
+    "Miss",
+    "Observation",
+    "Observers",
+    "OutageBegan",
+    "OutageEnded",
+    "PeerInvalidated",
+    "StaleServed",
+    "Stored",
+    "TagsInvalidated",
+    "Touched",
+    "Unreadable",
+    "Unstorable",
+    "WaitExpired",
+    "WriteRefused",
+    "text",
+    "texts",
+]
 
 _Event = TypeVar("_Event", bound=CacheEvent)
 
@@ -50,6 +89,9 @@ _SHOWN: Final = 100
 
 _SLOW: Final = 0.1
 """Seconds that an observer may take without a warning."""
+
+_MOST_LATE: Final = 1_000
+"""Events that wait for the end of a critical section at most."""
 
 _numbers: Final = itertools.count(1)
 """The numbers of loads. The next one is taken in a single step, whatever the thread."""
@@ -113,11 +155,12 @@ class Observers:
     :ivar active: whether there is an observer.
     """
 
-    __slots__ = ("_all", "_by_kind", "_notices", "_special", "active")
+    __slots__ = ("_all", "_by_kind", "_late", "_notices", "_special", "active")
 
     def __init__(self, special: set[object]) -> None:
         self._special = special
         self._notices = RateLimitedLog(place="observers")
+        self._late: deque[tuple[tuple[Observation, ...], CacheEvent]] = deque(maxlen=_MOST_LATE)
         self._all: tuple[Observation, ...] = ()
         self._by_kind: dict[type[CacheEvent], tuple[Observation, ...]] = {}
         self.active = False
@@ -165,8 +208,17 @@ class Observers:
 
     def tell(self, kind: type[_Event], *fields: Any) -> None:
         """Deliver an event, given its fields; the record is made only if there is an observer of its kind."""
-        if (observations := self._of(kind)) and not getattr(_here, "inside", False) and not engaged():
-            self._deliver(observations, kind(*fields))
+        if not (observations := self._of(kind)) or getattr(_here, "inside", False):
+            return
+        event = kind(*fields)
+        if engaged():
+            # A signal handler or a finalizer has interrupted a critical section: later, with the next one.
+            self._late.append((observations, event))
+            return
+        while self._late:
+            with contextlib.suppress(IndexError):
+                self._deliver(*self._late.popleft())
+        self._deliver(observations, event)
 
     def _deliver(self, observations: tuple[Observation, ...], event: CacheEvent) -> None:
         _here.inside = True
@@ -219,6 +271,15 @@ class Observers:
                 self.tell(Hit, str(namespace), None, level, count)
         if looks > hits:
             self.tell(Miss, str(namespace), None, looks - hits)
+
+    def evicted(self, count: int, told: int) -> None:
+        """Tell that values were evicted.
+
+        :param count: how many so far.
+        :param told: how many of them were told.
+        """
+        if count > told:
+            self.tell(Evicted, count - told)
 
     def about(self, kind: type[_Event], ref: _Ref, *fields: Any) -> None:
         """Tell an event whose first fields are the namespace and the key."""

@@ -47,4 +47,5 @@ class SettingsOptions(TypedDict, total=False):
     max_value_bytes: int
     max_pending: int
     stats_interval: Duration
+    recorder_keys: int
     recovery_path: str | PathLike[str] | None

@@ -200,6 +200,9 @@ class CacheSettings(BaseSettings):
     stats_interval: _SecondsOrNone = Field(
         10.0, description="seconds between two reports of a process to the statistics of the fleet; 0 for none"
     )
+    recorder_keys: int = Field(
+        4_096, ge=0, description="of how many keys `explain` knows what happened to them lately; 0 for none"
+    )
     recovery_path: Path | None = Field(
         None, description="file that keeps the invalidations Redis missed, so that they outlive this process"
     )

@@ -3,7 +3,37 @@
 from dataclasses import dataclass
 from typing import Final
 
-__all__ = ["Explanation", "duration_text"]
+__all__ = ["Explanation", "KeyEvent", "duration_text"]
+
+
+@dataclass(frozen=True, slots=True)
+class KeyEvent:
+    """One of the last things that happened to a key.
+
+    :ivar what: in a word or two: ``"loaded"``, ``"load failed"``, ``"not stored"`` (a loaded value was returned to its
+        callers only), ``"set"``, ``"touched"``, ``"deleted"``, ``"cleared"``, ``"function cleared"``,
+        ``"tag invalidated"``; ``"cleared elsewhere"``, ``"tag invalidated elsewhere"`` and ``"changed elsewhere"`` for
+        what was announced, and no other process has told more of; ``"Redis away"``, ``"Redis back"``, ``"Redis was
+        emptied"``, ``"all invalidated"``.
+    :ivar age: seconds since it happened.
+    :ivar process: the process that did it, or noticed it: its host, process id and instance.
+    :ivar here: whether that is this process.
+    :ivar site: the line of the program that called the cache, or the first line of the function that loaded the value;
+        None if it is not known.
+    :ivar detail: more about it: how long a load took, its error, why a value was not stored; or None.
+    """
+
+    what: str
+    age: float
+    process: str
+    here: bool
+    site: str | None = None
+    detail: str | None = None
+
+    def __str__(self) -> str:
+        detail = f" ({self.detail})" if self.detail else ""
+        by = "this process" if self.here else self.process
+        return f"{duration_text(self.age)} ago: {self.what}{detail}, {by}{f', {self.site}' if self.site else ''}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +53,10 @@ class Explanation:
     :ivar size: bytes of the encoded value, or None.
     :ivar lease_holder: who is loading the value: host, process and acquisition, or None.
     :ivar lease_left: seconds until that lease expires if it is not renewed, or None.
+    :ivar stored_by: the process that has stored the value in Redis: its host, process id and instance; None if it is
+        not known, as of a process that has ended.
+    :ivar history: the last things that happened to the key, the latest first: in this process, and what others have
+        told of their deletes, clears and invalidated tags.
     :ivar node: on a cluster, the address of the primary that has the key, such as ``"10.0.0.7:6379"``; None otherwise.
     :ivar slot: on a cluster, the slot of the key; None otherwise.
     """
@@ -42,6 +76,8 @@ class Explanation:
     lease_left: float | None = None
     node: str | None = None
     slot: int | None = None
+    stored_by: str | None = None
+    history: tuple[KeyEvent, ...] = ()
 
     def __str__(self) -> str:
         lines = [f"{self.name}: {self.verdict}"]
@@ -68,8 +104,11 @@ class Explanation:
             lines.append(
                 f"  being loaded by {self.lease_holder}; its lease ends in {duration_text(self.lease_left or 0.0)}"
             )
+        if self.stored_by is not None:
+            lines.append(f"  stored by {self.stored_by}")
         if self.slot is not None:
             lines.append(f"  slot {self.slot}, {'without a known node' if self.node is None else f'node {self.node}'}")
+        lines += (f"  {event}" for event in self.history)
         return "\n".join(lines)
 
 

@@ -17,7 +17,8 @@ from magnus_cache._engine.coordination.leases import Snapshot
 from magnus_cache._engine.redis.client_many import Filled
 from magnus_cache._engine.runtime.clock import MICROSECONDS
 from magnus_cache._engine.runtime.loop_end import cancel
-from magnus_cache._engine.store.writes import SAMPLED, milliseconds
+from magnus_cache._engine.runtime.observers import FillRefused, Stored
+from magnus_cache._engine.store.writes import NOT_STORED, SAMPLED, milliseconds
 from magnus_cache._engine.store.writes_many import ManyWrites, Transaction, ValuesToWrite
 from magnus_cache.errors import CacheUnavailableError
 
@@ -128,8 +129,18 @@ class ManyFills(ManyWrites):
                 for name in stored:
                     self.state.outbox.overwritten(name, transaction.position)
             part.refs.counters.stores += len(stored)
-        self.state.stats.fenced_loads += len(names) - len(stored) - len(filled.refused)
+            self.tell_many(Stored, part.refs.namespace, "redis", True, len(stored))
+        overtaken = len(names) - len(stored) - len(filled.refused)
+        self.state.stats.fenced_loads += overtaken
+        if overtaken:
+            known = {*stored, *(names[place] for place in filled.refused)}
+            self.overtaken(part.refs.namespace, [name for name in names if name not in known])
         return filled.refused
+
+    def overtaken(self, namespace: str, names: Sequence[bytes]) -> None:
+        """Note that loaded values were returned to their callers only, as their loads were overtaken."""
+        self.state.recorder.add_many(names, NOT_STORED, None, "overtaken")
+        self.tell_many(FillRefused, namespace, "overtaken", len(names))
 
     async def _correct(self, filling: Filling, stored: Sequence[int]) -> None:
         """Store values again whose ends are wrong: the answer shows that the server's clock was set meanwhile."""

@@ -10,6 +10,7 @@ from magnus_cache._engine.coordination.leases import Fence
 from magnus_cache._engine.coordination.local_lease import LocalLease
 from magnus_cache._engine.memory.store import LocalCache
 from magnus_cache._engine.redis.retries import ask_twice
+from magnus_cache._engine.runtime.observers import Stored
 from magnus_cache._engine.store.judge import judge
 from magnus_cache._engine.store.local_values import object_size, tagged
 from magnus_cache._engine.store.reads import Reads
@@ -98,6 +99,8 @@ class LocalWrites:
         watch.close(filled=True)
         ref.counters.stores += kept
         state.stats.fenced_loads += not kept
+        if kept and state.observers.active:
+            state.observers.about(Stored, ref, "memory", True)
         return kept
 
     def _trust(self, wire: "Connection", ref: KeyRef, tags: tuple[str, ...], sent: float) -> Trust:

@@ -10,6 +10,7 @@ from magnus_cache._engine.flights.context import is_unmodified
 from magnus_cache._engine.memory.entry import Entry, ReferenceEntry
 from magnus_cache._engine.memory.footprint import keep_decoded
 from magnus_cache._engine.policy.namespaces import Namespace
+from magnus_cache._engine.runtime.observers import Unreadable
 from magnus_cache._engine.runtime.turns import at_once, in_turns
 from magnus_cache._engine.store.local_values import LocalValues
 from magnus_cache._engine.store.negative import decode_error
@@ -254,6 +255,8 @@ class Coding:
     def unreadable(self, ref: KeyRef, error: CacheDecodeError) -> None:
         """Count a value that cannot be read, and log a warning without the value."""
         ref.counters.unreadable += 1
+        if self.state.observers.active:
+            self.state.observers.about(Unreadable, ref, error.reason)
         topic = f"unreadable:{ref.namespace}:{error.reason}"
         self.state.notices.warn(topic, f"a value in namespace {str(ref.namespace)!r} counts as a miss: {error}")
 

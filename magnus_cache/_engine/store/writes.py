@@ -25,6 +25,7 @@ from magnus_cache._engine.memory.footprint import footprint, has_room, payload_k
 from magnus_cache._engine.memory.placeholder import Placeholder
 from magnus_cache._engine.redis.retries import ask_twice
 from magnus_cache._engine.runtime.clock import MICROSECONDS
+from magnus_cache._engine.runtime.observers import CacheEvent, FillRefused, Stored, WriteRefused
 from magnus_cache._engine.runtime.turns import at_once, in_turns
 from magnus_cache._engine.store.judge import judge
 from magnus_cache._engine.store.local_values import tagged
@@ -37,7 +38,7 @@ from magnus_cache.freshness import lifetime
 if TYPE_CHECKING:
     from magnus_cache._engine.redis.exchange import Connection
 
-__all__ = ["SAMPLED", "Writes", "milliseconds"]
+__all__ = ["NOT_STORED", "SAMPLED", "Writes", "milliseconds"]
 
 T = TypeVar("T")
 
@@ -49,6 +50,9 @@ _COMPRESS_HERE: Final = 32_768
 
 _COMPRESSING: Final = 2
 """Values of one loop that threads compress or decompress at a time."""
+
+NOT_STORED: Final = "not stored"
+"""What is recorded of a loaded value that is returned to its callers only."""
 
 SAMPLED: Final = 3.0
 """Seconds for which an estimate of Redis' clock is exact enough for a write."""
@@ -148,6 +152,7 @@ class Writes:
         # A load through another connection may have read the old value before this write replaced it.
         self.state.flights.detach(ref.name)
         ref.counters.stores += 1
+        self._tell(Stored, ref, "redis")
         return True
 
     async def fill(self, ref: KeyRef, record: Record, payload: bytes, ttl: float, fence: Fence) -> bool:
@@ -159,6 +164,26 @@ class Writes:
         :param record: what `record_steps` returned, completed with the cost of the load and the validator.
         :param ttl: seconds.
         """
+        stored = await self._fill(ref, record, payload, ttl, fence)
+        if not stored:
+            reason = self._why_refused(ref, fence)
+            self.state.recorder.add(ref.name, NOT_STORED, None, reason)
+            self._tell(FillRefused, ref, reason)
+        return stored
+
+    def _why_refused(self, ref: KeyRef, fence: Fence) -> str:
+        """Return why a loaded value is not stored, see `FillRefused`."""
+        leased, here = fence.lease is not None, self.state.endpoint is None
+        if fence.overtaken or here or self.state.reaches(ref.name):
+            return "unkept" if here and not ref.namespace.l1 else "overtaken" if leased or here else "unleased"
+        return "unconfirmed" if ref.namespace.l1 else "unkept"
+
+    def _tell(self, kind: type[CacheEvent], ref: KeyRef, *fields: Any) -> None:
+        if self.state.observers.active:
+            self.state.observers.about(kind, ref, *fields)
+
+    async def _fill(self, ref: KeyRef, record: Record, payload: bytes, ttl: float, fence: Fence) -> bool:
+        """Store a loaded value, as `fill` does."""
         if record.epoch != fence.epoch:
             record = record._replace(epoch=fence.epoch)
         tags, ttl = record.tags, lifetime(ttl, ref.freshness.jitter, random)
@@ -198,6 +223,7 @@ class Writes:
         if stored:
             self.state.outbox.overwritten(ref.name, fence.outbox_position)
             ref.counters.stores += 1
+            self._tell(Stored, ref, "redis", True)
         else:
             self.state.stats.fenced_loads += 1
         return stored
@@ -309,6 +335,7 @@ class Writes:
 
     def _stays_here(self, ref: KeyRef, error: CacheUnavailableError) -> None:
         ref.counters.refused += 1
+        self._tell(WriteRefused, ref, error.reason)
         self.state.notices.warn(f"refused:{error.reason}", f"{error}; the value stays in this process for now")
 
     def unsure(self, names: Sequence[bytes]) -> int:
@@ -356,6 +383,8 @@ class Writes:
         finally:
             self._memory.release(placeholder)
         ref.counters.stores += kept
+        if kept:
+            self._tell(Stored, ref, "memory", not supersedes)
         return kept
 
     async def _keep_loaded(

