@@ -141,6 +141,14 @@ def desk(tmp_path: Path) -> Iterator[Desk]:
         yield desk
 
 
+def test_the_text_names_each_file_and_terminal() -> None:
+    """GitHub does not show the titles of blocks."""
+    text = PAGES["story"].text
+    for found in _BLOCK.finditer(text):
+        before = " ".join(text[: found.start()].rstrip().rpartition("\n\n")[2].split())
+        assert not found[2] or found[2].lower() in before.lower(), before
+
+
 @pytest.mark.timeout(300)
 def test_the_story_can_be_typed(desk: Desk) -> None:
     kinds = {block.language for block in STORY if block.title or block.language == "console"}
