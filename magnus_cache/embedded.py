@@ -19,7 +19,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
-from magnus_cache._engine.runtime.clock import monotonic
 from magnus_cache.errors import CacheError
 
 __all__ = ["EmbeddedServer", "ServerNotFoundError", "find_redis", "find_valkey"]
@@ -255,9 +254,9 @@ def _answers(path: str) -> bool:
 
 
 def _wait_for(condition: Callable[[], bool]) -> bool:
-    deadline = monotonic() + _PATIENCE
+    deadline = time.monotonic() + _PATIENCE
     while not condition():
-        if monotonic() > deadline:
+        if time.monotonic() > deadline:
             return False
         time.sleep(0.005)
     return True

@@ -1,6 +1,7 @@
 """The commands about figures: `stats` and `top`."""
 
 import time
+from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Final
 
@@ -11,12 +12,20 @@ from rich.table import Table
 from rich.text import Text
 
 from magnus_cache import CacheManager
+from magnus_cache._engine.api.totals import fleet_totals
 from magnus_cache.cli.common import Json, Prefix, Url, console, opened, print_json
 
 __all__ = ["add_to", "stats", "top"]
 
 _LEAST: Final = 0.2
 _MOST_ROWS: Final = 15
+_WINDOW: Final = 30.0
+"""Seconds over which `top` averages calls. Processes publish every 10 seconds, so a short one would show nothing, and
+then the calls of 10 seconds at once."""
+
+_SHORTEST: Final = 10.0
+"""Seconds after which it shows the first average."""
+
 _NARROW: Final = 78
 """Columns of a terminal below which some figures are left out."""
 
@@ -85,28 +94,42 @@ def _live(make: Callable[[], RenderableType], every: float) -> None:
 
 
 class _Rates:
-    """The figures of the fleet, with what happened between two looks."""
+    """The figures of the fleet, with what happened in the last half minute."""
 
     def __init__(self, cache: CacheManager) -> None:
         self._cache = cache
-        self._before: Mapping[str, Any] | None = None
-        self._at = 0.0
+        self._looks: deque[tuple[float, dict[tuple[str, ...], int]]] = deque()
 
     def look(self) -> dict[str, Any]:
-        """Return the figures of now; each namespace and function has `calls_per_second`, None at the first look."""
+        """Return the figures of now; each namespace and function has `calls_per_second`, None in the first seconds."""
         figures, now = dict(self._cache.get_stats("fleet")), time.monotonic()
+        rate = self._rates(now)
         for part in ("namespaces", "functions"):
             rows = {name: dict(row) for name, row in figures[part].items()}
             for name, row in rows.items():
-                calls = row["hit_count"] + row["miss_count"]
-                before = None if self._before is None else self._before[part].get(name, {})
-                row["calls"] = calls
-                row["calls_per_second"] = (
-                    None if before is None else round((calls - before.get("calls", 0)) / (now - self._at), 1)
-                )
+                row["calls"] = row["hit_count"] + row["miss_count"]
+                row["calls_per_second"] = rate((name,) if part == "namespaces" else (row["namespace"], name))
             figures[part] = rows
-        self._before, self._at = figures, now
         return figures
+
+    def _rates(self, now: float) -> Callable[[tuple[str, ...]], float | None]:
+        """Return a function that tells the calls per second, by namespace, or namespace and function."""
+        # Not the figures of the day: they shrink when an hour leaves it.
+        counts = fleet_totals(self._cache._engine.state).counts
+        some: list[tuple[tuple[str, ...], Any]] = [((name,), each) for name, each in counts.namespaces.items()]
+        some += counts.functions.items()
+        calls = {key: counters.l1_hits + counters.l2_hits + counters.misses for key, counters in some}
+        while self._looks and now - self._looks[0][0] > _WINDOW:
+            self._looks.popleft()
+        self._looks.append((now, calls))
+        at, before = self._looks[0]
+
+        def rate(key: tuple[str, ...]) -> float | None:
+            # Less than before: Redis has lost its data in between.
+            grown = max(0, calls.get(key, 0) - before.get(key, 0))
+            return round(grown / (now - at), 1) if now - at >= _SHORTEST else None
+
+        return rate
 
 
 def _hottest(figures: Mapping[str, Any]) -> RenderableType:

@@ -3,13 +3,13 @@
 import asyncio
 import statistics
 import threading
+import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
 from magnus_cache import AsyncCacheManager, CacheNamespaces
-from magnus_cache._engine.runtime.clock import monotonic
 from magnus_cache.demo.console import Console, Row, summary, table
 from magnus_cache.demo.environment import Context, Environment, open_environment
 from magnus_cache.demo.service import RATE_LIMIT, RateLimitedError
@@ -45,7 +45,7 @@ def run_demo(*, speed: float = 1.0, with_server: bool = True, console: Console |
     :param with_server: whether to start a Redis; without, the cache runs on its memory fallback.
     """
     console = console or Console()
-    started = monotonic()
+    started = time.monotonic()
     threads = set(threading.enumerate())
     console.title("magnus_cache demo: the six workloads of the guide before and after, on made-up data")
     if speed != 1:
@@ -56,7 +56,7 @@ def run_demo(*, speed: float = 1.0, with_server: bool = True, console: Console |
     ):
         asyncio.run(_steps(environment, console))
     _nothing_left(environment, set(threading.enumerate()) - threads, console)
-    console.say(f"Took {monotonic() - started:.1f} s.")
+    console.say(f"Took {time.monotonic() - started:.1f} s.")
     return console.verdict()
 
 
@@ -304,7 +304,7 @@ def _becomes(context: Context, *, available: bool) -> Callable[[], Awaitable[boo
 
 async def _until(reached: Callable[[], Awaitable[bool]]) -> float:
     """Wait until the condition holds, for `_MAX_WAIT` at most; return the seconds it took."""
-    started = monotonic()
-    while not await reached() and monotonic() < started + _MAX_WAIT:  # noqa: ASYNC110  # there is no event for this
+    started = time.monotonic()
+    while not await reached() and time.monotonic() < started + _MAX_WAIT:  # noqa: ASYNC110  # there is no event for this
         await asyncio.sleep(0.01)
-    return monotonic() - started
+    return time.monotonic() - started

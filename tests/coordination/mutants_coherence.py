@@ -12,10 +12,8 @@ HERE: Final = "tests/coordination/test_coherence.py"
 
 
 def _stored_always(original: Any) -> Any:
-    def stored(self: Any, ref: Any, fill: Any, held: Any, times: Any, reply: Any, *rest: Any) -> Any:
-        if isinstance(reply, list):
-            reply = [*reply[:-1], 1]
-        return original(self, ref, fill, held, times, reply, *rest)
+    def stored(self: Any, write: Any, _stored: bool, source: Any, sent: float) -> Any:
+        return original(self, write, True, source, sent)
 
     return stored
 

@@ -32,9 +32,8 @@ def without_epochs() -> None:
 
 @guard(HERE)
 def without_issuing_a_missing_epoch() -> None:
-    def received(self: Any, asking: Any, raw: Any, source: Any, _sent: float) -> bool:
-        self._epochs.seen(asking.name, epochs.epoch_of(raw))
-        source.known.current.add(asking.name)
+    def received(self: Any, name: bytes, _waiter: Any, raw: Any, source: Any, sent: float) -> bool:
+        self._learned(name, epochs.epoch_of(raw), source, sent)
         return True
 
     put(epoch_sync.EpochSync, "_received", received)

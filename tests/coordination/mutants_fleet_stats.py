@@ -5,7 +5,7 @@ from typing import Any, Final
 from magnus_cache._engine.coordination import fleet_stats, life_cycle
 from magnus_cache._engine.redis import fleet_keys
 from magnus_cache._engine.redis.scripts import Script
-from tests.support.guards import guard, nothing, put
+from tests.support.guards import guard, nothing, put, rewrite
 
 HERE: Final = "tests/coordination/test_fleet_stats.py"
 
@@ -44,3 +44,13 @@ def without_telling_values_from_the_keys_of_the_statistics() -> None:
 @guard(f"{HERE}::test_the_totals_of_the_minutes_are_those_of_all_namespaces_and_processes")
 def without_adding_the_namespaces_up() -> None:
     put(fleet_stats, "_totals", dict)
+
+
+@guard(f"{HERE}::test_the_history_has_what_this_process_has_not_published_yet")
+def without_publishing_before_the_minutes_are_read() -> None:
+    rewrite(fleet_stats.FleetStats.history, "await self.published(connection)", "pass")
+
+
+@guard(f"{HERE}::test_the_history_has_every_minute_and_adds_up_to_the_sums")
+def without_telling_how_much_of_the_minute_has_passed() -> None:
+    rewrite(fleet_stats.FleetStats.history, "began[-1] else 60", "began[-1] else passed")

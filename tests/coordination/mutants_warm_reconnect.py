@@ -46,10 +46,10 @@ def without_reading_where_comparing_is_forbidden() -> None:
 def without_waiting_for_a_connection_that_is_being_made() -> None:
     original = wire.Wire._enqueue
 
-    def enqueue(self: Any, asked: Any) -> None:
+    def enqueue(self: Any, *asked: Any) -> None:
         if self._error is not None:
             raise self._error
-        original(self, asked)
+        original(self, *asked)
 
     put(wire.Wire, "_enqueue", enqueue)
 

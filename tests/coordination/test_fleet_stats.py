@@ -2,18 +2,21 @@
 
 import asyncio
 import json
+import os
 import signal
+import socket
 import subprocess
 import sys
 from contextlib import ExitStack
 from typing import Any, Final
 
+import msgpack
 import pytest
 import redis
 from hypothesis import given
 from hypothesis import strategies as st
 
-from magnus_cache import AsyncCacheManager, CacheArgumentError, CacheManager
+from magnus_cache import AsyncCacheManager, CacheArgumentError, CacheManager, CacheStats
 from magnus_cache._engine.runtime.fleet_totals import COUNTED, fields_of, figures_from
 from magnus_cache._engine.runtime.stats import Counters, Stats
 from magnus_cache.embedded import EmbeddedServer
@@ -292,6 +295,114 @@ async def test_a_report_has_a_few_hundred_bytes(url: str, raw: redis.Redis) -> N
         (process,) = processes(raw)
         assert raw.strlen(process) < 250
         assert 0 < raw.ttl(process) <= 30
+
+
+# -- minutes and processes --------------------------------------------------------------------------------------
+
+
+def _sum(minutes: list[CacheStats], name: str) -> int:
+    return sum(minute[name] for minute in minutes)
+
+
+async def test_the_history_has_every_minute_and_adds_up_to_the_sums(url: str) -> None:
+    async with fleet(url, 2) as managers:
+        for manager in managers:
+            await use(manager, "one", 2)
+            await use(manager, "two", 3)
+        sums = [await manager.get_stats("fleet") for manager in managers][-1]
+        minutes = await managers[0].get_history(5)
+        assert len(minutes) == 5
+        # Five minutes, one after the other, of which the last one is under way.
+        assert [minute["at"] - minutes[0]["at"] for minute in minutes] == [0, 60, 120, 180, 240]
+        assert [minute["seconds"] for minute in minutes[:-1]] == [60] * 4
+        assert 1 <= minutes[-1]["seconds"] <= 60
+        for name in ("hit_count", "miss_count", "total_requests", *COUNTED):
+            assert _sum(minutes, name) == sums[name]
+        for name in ("loads", "stores", "l1_hits", "load_errors"):
+            assert _sum(minutes, name) == sum(each[name] for each in sums["namespaces"].values())
+        assert sum(minute["levels"]["load"]["count"] for minute in minutes) == sums["levels"]["load"]["count"]
+        assert not {"namespaces", "functions", "processes"} & minutes[-1].keys()
+        # A minute without a report has all figures, too.
+        assert minutes[0].keys() == minutes[-1].keys()
+        assert minutes[0]["total_requests"] == 0
+
+
+async def test_the_history_has_what_this_process_has_not_published_yet(url: str) -> None:
+    async with fleet(url, 1) as (cache,):
+        await use(cache, "t", 2)
+        assert _sum(await cache.get_history(3), "loads") == 2
+
+
+async def test_minutes_of_a_later_version_or_with_strange_fields_are_read(url: str, raw: redis.Redis) -> None:
+    async with fleet(url, 1) as (cache,):
+        await use(cache, "t", 1)
+        before = await cache.get_history(3)
+        for name in raw.scan_iter("magnus!fleet:m*"):
+            raw.hset(name, mapping={"n:later:": 1, "n:h1": 7, "n:h1:named": 2, "f:h1:t\0f": 5, "later": 1, "l2:x": "y"})
+        minutes = await cache.get_history(3)
+        assert _sum(minutes, "loads") == _sum(before, "loads")
+        # A name that should not be there is counted with the others; a text that is no count is none.
+        assert _sum(minutes, "l1_hits") > _sum(before, "l1_hits")
+        raw.set(f"magnus!fleet:m{minutes[-1]['at'] // 60}", "x")
+        assert await cache.get_history(3) == []
+
+
+@pytest.mark.parametrize("minutes", [0, -1, 121, 2.5, "5", True, None])
+async def test_minutes_that_are_not_kept_are_refused(url: str, minutes: Any) -> None:
+    async with fleet(url, 1) as (cache,):
+        with pytest.raises(CacheArgumentError, match="^minutes: "):
+            await cache.get_history(minutes)
+
+
+async def test_the_processes_that_run_are_listed(url: str, raw: redis.Redis) -> None:
+    async with fleet(url, 2) as (one, two):
+        await use(one, "t", 2)
+        await use(two, "t", 1)
+        await publish(one, two)
+        found = await two.get_processes()
+        assert {(process.host, process.pid) for process in found} == {(socket.gethostname(), os.getpid())}
+        assert sorted(process.in_memory_keys for process in found) == sorted(
+            [(await one.get_stats())["in_memory_keys"], (await two.get_stats())["in_memory_keys"]]
+        )
+        assert all(0 <= process.reported <= process.age < 60 for process in found)
+        raw.set(processes(raw)[0], b"00000001" + msgpack.packb({"host": "later", "more": [1]}))
+        found = await two.get_processes()
+        assert len(found) == 2
+        (later,) = [process for process in found if process.host == "later"]
+        assert (later.pid, later.age, later.in_memory_bytes) == (0, 0.0, 0)
+
+
+async def test_without_redis_there_is_no_history_and_no_process(private_server_with: Any) -> None:
+    async with AsyncCacheManager(redis_enabled=False) as cache:
+        assert (await cache.get_history(), await cache.get_processes()) == ([], [])
+    server = private_server_with()
+    async with fleet(server.url, 1) as (cache,):
+        await use(cache, "t", 1)
+        server.stop()
+        assert (await cache.get_history(), await cache.get_processes()) == ([], [])
+
+
+def test_blocking_code_has_the_same_history_and_processes(url: str) -> None:
+    with CacheManager(redis_url=url) as cache:
+        cache.set("t", "k", 1)
+        assert _sum(cache.get_history(2), "stores") == 1
+        assert [process.pid for process in cache.get_processes()] == [os.getpid()]
+        with pytest.raises(CacheArgumentError):
+            cache.get_history(0)
+
+
+async def test_outages_are_counted_in_the_fleet(private_server_with: Any) -> None:
+    server = private_server_with(save="60 1", appendonly="no")
+    async with fleet(server.url, 1) as (cache,):
+        await use(cache, "t", 1)
+        server.stop()
+        await cache.set("t", "k", 1)
+        server.start()
+        # The breaker lets the next exchange through after a pause.
+        await wait_until_answered(lambda: cache.get_history(1))
+        sums = await cache.get_stats("fleet")
+        assert sums["outages"] == (await cache.get_stats())["outages"] == 1
+        assert _sum(await cache.get_history(3), "outages") == 1
 
 
 # -- fields -----------------------------------------------------------------------------------------------------

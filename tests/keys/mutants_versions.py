@@ -12,7 +12,7 @@ HERE: Final = "tests/keys/test_versions.py"
 
 @guard(f"{HERE}::test_another_version_of_a_function_has_other_values")
 def without_the_version_of_a_function() -> None:
-    put(callkeys, "version_suffix", lambda _: "")
+    put(callkeys, "version_suffix", lambda *_: "")
 
 
 @guard(f"{HERE}::test_a_namespace_of_another_version_has_other_values")
@@ -25,4 +25,4 @@ def without_the_version_of_a_namespace() -> None:
 def without_telling_two_kinds_of_versions_apart() -> None:
     original = versions.version_suffix
     for module in (batch_keys, key_refs):
-        put(module, "version_suffix", lambda version, _: original(version))
+        put(module, "version_suffix", lambda version, _kind="": original(version))

@@ -112,7 +112,7 @@ def without_an_end_of_batches_that_all_have_left() -> None:
 
 @guard(HERE)
 def without_values_of_their_own_for_those_who_joined_a_batch() -> None:
-    put(loaded_value.LoadedValue, "take", lambda self, strict=False: self._value)
+    put(loaded_value.LoadedValue, "take", lambda self, *, strict=False: self._value)
 
 
 @guard(HERE)

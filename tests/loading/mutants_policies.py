@@ -116,7 +116,7 @@ def without_the_class_of_a_remembered_error() -> None:
 def without_asking_who_wants_remembered_errors() -> None:
     original = negatives.decode_error
     everybody = freshness.Freshness(negative=((Exception, 1.0),))
-    put(values, "decode_error", lambda payload, _, limit: original(payload, everybody, limit))
+    put(values, "decode_error", lambda payload, _, limit=None: original(payload, everybody, limit))
 
 
 @guard(HERE)

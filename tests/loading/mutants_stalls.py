@@ -86,8 +86,8 @@ def without_sharing_a_turn() -> None:
 
 @guard(f"{HERE}::test_each_who_joined_a_large_load_decodes_in_steps")
 def without_decoding_in_steps_for_those_who_joined() -> None:
-    async def taken(self: Any) -> Any:
-        return self.take()
+    async def taken(self: Any, *, strict: bool = False) -> Any:
+        return self.take(strict=strict)
 
     put(loads.LoadedValue, "taken", taken)
 

@@ -12,6 +12,10 @@ from tests.support.guards import guard, nothing, put, rewrite
 HERE: Final = "tests/outage/test_offline.py"
 
 
+def _since_contact(self: Any, _trust: Any, offline: float, name: bytes) -> float:
+    return self._contact(name) + offline
+
+
 @guard(HERE)
 def without_an_end_of_what_memory_serves_while_redis_is_away() -> None:
     rewrite(judge.judge_offline, "if allowed <= 0:", "if False:")
@@ -19,7 +23,7 @@ def without_an_end_of_what_memory_serves_while_redis_is_away() -> None:
 
 @guard(HERE)
 def without_an_end_of_what_is_stored_while_redis_is_away() -> None:
-    put(generations.OutageGenerations, "trust_for", lambda _self, offline, _namespace: offline)
+    put(generations.OutageGenerations, "trust_for", lambda _self, offline, *_: offline)
 
 
 @guard(HERE)
@@ -29,16 +33,21 @@ def without_refusing_to_store_what_memory_may_not_serve() -> None:
 
 @guard(f"{HERE}::test_it_is_counted_from_the_last_confirmation_and_not_from_the_failure")
 def without_counting_the_loss_of_contact_from_the_last_confirmation() -> None:
-    def contact(self: Any) -> float:
-        return self.breaker.outage.began if self.breaker.outage else self.clock()
+    def contact(self: Any, name: bytes) -> float:
+        outage = self.topology.breaker_of(name).outage
+        return outage.began if outage else self.clock()
 
     put(state.State, "contact", contact)
-    put(generations.OutageGenerations, "served_until", lambda self, _trust, offline: self._contact() + offline)
+    put(
+        generations.OutageGenerations, "served_until", lambda self, _trust, offline, name: self._contact(name) + offline
+    )
 
 
 @guard(f"{HERE}::test_what_a_lost_connection_brought_counts_from_its_own_loss")
 def without_counting_what_a_connection_brought_from_its_own_loss() -> None:
-    put(generations.OutageGenerations, "served_until", lambda self, _trust, offline: self._contact() + offline)
+    put(
+        generations.OutageGenerations, "served_until", lambda self, _trust, offline, name: self._contact(name) + offline
+    )
 
 
 @guard(HERE)

@@ -5,6 +5,8 @@ from typing import Any, Final
 from magnus_cache._engine.coordination.node_replay import NodeReplayer
 from magnus_cache._engine.coordination.replay import Replayer
 from magnus_cache._engine.outage.outbox import Outbox
+from magnus_cache._engine.store.writes import Writes
+from magnus_cache._engine.store.writes_many import ManyWrites
 from tests.support.guards import guard, nothing, put
 
 HERE: Final = "tests/outage/test_outbox_of_nodes.py"
@@ -35,3 +37,27 @@ def without_the_position_of_what_is_settled() -> None:
 @guard(f"{HERE}::test_a_record_knows_what_was_settled_before_it")
 def without_what_was_settled_before_a_record() -> None:
     put(Outbox, "_begin_parts", nothing)
+
+
+_TAGGED: Final = f"{HERE}::test_invariant_2_a_tag_is_invalidated_while_no_epoch_can_be_issued_and_a_value_is_stored"
+
+
+@guard(_TAGGED)
+def without_the_tags_invalidated_while_a_value_was_stored() -> None:
+    stored = Writes._stored
+
+    def forgetful(writes: Any, write: Any, *answer: Any) -> bool:
+        return stored(writes, write._replace(since=writes.state.epochs.moment()), *answer)
+
+    put(Writes, "_stored", forgetful)
+
+
+@guard(_TAGGED)
+def without_the_tags_invalidated_while_many_values_were_stored() -> None:
+    kept = ManyWrites._kept_alike
+
+    def forgetful(writes: Any, transaction: Any, *found: Any) -> bool:
+        transaction.since = writes.state.epochs.moment()
+        return kept(writes, transaction, *found)
+
+    put(ManyWrites, "_kept_alike", forgetful)

@@ -1,6 +1,7 @@
 """What a node of a cluster has missed is told to it when it is back; the other nodes are told at once."""
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
@@ -11,8 +12,8 @@ from magnus_cache._engine.redis.partly_issued import PartlyIssuedError
 from magnus_cache.errors import CacheUnavailableError
 from magnus_cache.testing import EmbeddedCluster, ServerNode
 from tests.outage.test_nodes_away import is_away, is_back, keys_on, three, two_caches
-from tests.support.groups import anyio_backend
-from tests.support.inside import state_of
+from tests.support.groups import anyio_backend, cache_of
+from tests.support.inside import commands_owed, state_of
 from tests.support.wait import wait_until_answered, wait_until_async
 
 __all__ = ["anyio_backend", "three"]
@@ -111,6 +112,54 @@ async def test_invariant_5_a_clear_while_no_epoch_can_be_issued(three: EmbeddedC
         await settled(one)
         await wait_until_answered(lambda: _has_none(other, [*here, *there]))
         assert await one.get("u", "kept") == "kept"
+
+
+async def _load(cache: AsyncCacheManager, key: str, made: Callable[[], str]) -> object:
+    return await cache.get_or_set("t", key, made, tags=["tag"])
+
+
+async def _load_many(cache: AsyncCacheManager, key: str, made: Callable[[], str]) -> object:
+    return await cache.get_or_set_many("t", [key], lambda missing: dict.fromkeys(missing, made()), tags=["tag"])
+
+
+async def _set(cache: AsyncCacheManager, key: str, made: Callable[[], str]) -> object:
+    return await cache.set("t", key, made(), tags=["tag"])
+
+
+async def _set_many(cache: AsyncCacheManager, key: str, made: Callable[[], str]) -> object:
+    return await cache.set_many("t", {key: made()}, tags=["tag"])
+
+
+@pytest.mark.parametrize("store", [_load, _load_many, _set, _set_many])
+async def test_invariant_2_a_tag_is_invalidated_while_no_epoch_can_be_issued_and_a_value_is_stored(
+    three: EmbeddedCluster, store: Callable[..., Awaitable[object]]
+) -> None:
+    """The clock's node is away, another one stores the value: its answer comes after the invalidation."""
+    gone = three.owner(CLOCK)
+    stays = next(node for node in three.primaries if node != gone)
+    (key,) = keys_on(three, stays, 1)
+    async with cache_of(three, op_timeout=5.0) as cache:
+        # So that all epochs are known.
+        assert await _load(cache, key, lambda: "first") == "first"
+        await cache.delete("t", key)
+        three.kill(gone)
+        await is_away(cache, keys_on(three, gone, 1)[0])
+        wire = state_of(cache).topology.wire(f"magnus:t:{key}".encode())
+
+        def made() -> str:
+            # Nothing is asked of it from here on but to store the value.
+            three.pause(stays)
+            return "old"
+
+        storing = asyncio.ensure_future(store(cache, key, made))
+        try:
+            await wait_until_async(lambda: bool({"FILL", "SET"}.intersection(commands_owed(wire))))
+            await cache.invalidate_tags("tag")
+            assert not storing.done()
+        finally:
+            three.resume(stays)
+        await storing
+        assert await _load(cache, key, lambda: "new") == "new"
 
 
 # -- the outbox by itself -------------------------------------------------------------------------------------------

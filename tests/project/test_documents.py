@@ -11,6 +11,7 @@ from typing import Any, Self, get_args
 
 import pytest
 import redis
+from prometheus_client import REGISTRY
 
 import magnus_cache
 from benchmarks import behaviour
@@ -35,6 +36,8 @@ from magnus_cache.embedded import EmbeddedServer, find_redis, find_valkey
 from magnus_cache.errors import CacheError, Reason
 from magnus_cache.freshness import Freshness, FreshnessOptions
 from magnus_cache.integrations import pytest as plugin
+from magnus_cache.observability import prometheus
+from magnus_cache.observability.prometheus import CacheCollector
 from magnus_cache.testing import Proxy
 from tests.conftest import SERVERS
 from tests.support.documents import (
@@ -213,6 +216,8 @@ def test_an_example_runs(example: Example, server: EmbeddedServer, monkeypatch: 
     for wanted, check in CHECKS.items():
         if all(name in names for name in wanted):
             check(*(names[name] for name in wanted))
+    for collector in [each for each in REGISTRY._collector_to_names if isinstance(each, CacheCollector)]:
+        REGISTRY.unregister(collector)
     match names.get("cache"):
         case AsyncCacheManager() as awaited:
             asyncio.run(awaited.aclose())
@@ -282,7 +287,7 @@ def test_the_readme_is_what_a_newcomer_needs() -> None:
 # -- what is listed is what there is ------------------------------------------------------------------------
 
 
-MODULES = (magnus_cache, embedded, errors, protocols, testing, plugin, redis_cache_manager)
+MODULES = (magnus_cache, embedded, errors, protocols, testing, plugin, redis_cache_manager, prometheus)
 
 
 @pytest.mark.parametrize("module", MODULES, ids=lambda module: module.__name__)
@@ -330,6 +335,19 @@ def test_every_figure_is_on_its_page(server: EmbeddedServer, tmp_path: Path) -> 
         assert missing == []
     for name in stats:
         assert f"``{name}``" in (magnus_cache.CacheStats.__doc__ or ""), name
+
+
+def test_every_series_is_on_its_page() -> None:
+    with CacheManager(redis_enabled=False) as cache:
+        families = [
+            *CacheCollector(cache, functions=True).describe(), *CacheCollector(cache, scope="process").describe(),
+        ]  # fmt: skip
+    names = {f"{family.name}_total" if family.type == "counter" else family.name for family in families}
+    functions = {name for name in names if "_function_" in name}
+    section = PAGES["observability"].section("Prometheus")
+    assert names - functions <= set(re.findall(r"`(magnus_cache_\w+)`", section)) <= names
+    listed = first_column(section.partition("| Question")[0])
+    assert listed == names - functions - {"magnus_cache_breaker_open", "magnus_cache_outages_total"}
 
 
 def test_every_part_of_health_is_on_its_page() -> None:

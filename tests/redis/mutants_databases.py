@@ -18,13 +18,17 @@ def without_the_database_in_the_names_of_leases() -> None:
 @guard(HERE)
 def without_the_database_in_the_names_of_control_keys() -> None:
     original = keys.Keyspace.__init__
-    put(keys.Keyspace, "__init__", lambda self, prefix="magnus", _=0: original(self, prefix))
+    put(
+        keys.Keyspace,
+        "__init__",
+        lambda self, prefix="magnus", _=0, namespaces=(): original(self, prefix, namespaces=namespaces),
+    )
 
 
 @guard(f"{HERE}::test_invariant_2_a_load_of_any_database_that_is_overtaken_is_stored_nowhere")
 def without_the_database_in_the_scan_for_leases() -> None:
     original = bulk.lease_name
-    put(bulk, "lease_name", lambda name, _: original(name))
+    put(bulk, "lease_name", lambda name, _database=0: original(name))
 
 
 @guard(f"{HERE}::test_a_journal_takes_the_tags_of_its_own_database")

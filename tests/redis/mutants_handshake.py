@@ -13,8 +13,8 @@ HERE: Final = "tests/redis/test_handshake.py"
 def without_reading_the_identity_of_a_server_along() -> None:
     original = handshake.introduce
 
-    async def introduce(*arguments: Any) -> ServerInfo:
-        return (await original(*arguments))._replace(stored=None)
+    async def introduce(*arguments: Any, **more: Any) -> ServerInfo:
+        return (await original(*arguments, **more))._replace(stored=None)
 
     put(wire, "introduce", introduce)
 

@@ -14,8 +14,9 @@ HERE: Final = "tests/redis/test_reactions.py"
 def without_the_probe() -> None:
     original = handshake.answers
 
-    async def answers(link: Any, *packed: bytes) -> list[Any]:
-        return await original(link, *(commands.TIME.packed if b"\r\nMGET\r\n" in word else word for word in packed))
+    async def answers(link: Any, *packed: bytes, **more: Any) -> list[Any]:
+        words = (commands.TIME.packed if b"\r\nMGET\r\n" in word else word for word in packed)
+        return await original(link, *words, **more)
 
     put(handshake, "answers", answers)
 

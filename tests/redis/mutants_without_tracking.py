@@ -13,7 +13,7 @@ HERE: Final = "tests/redis/test_without_tracking.py"
 
 @guard(f"{HERE}::test_invariant_1_epochs_and_values_do_not_add_up")
 def without_the_end_of_epochs_in_trust() -> None:
-    def trust(self: reads.Reads, source: Any, sent: float) -> Any:
+    def trust(self: reads.Reads, source: Any, sent: float, _ref: Any) -> Any:
         if source.tracking:
             return source.trust
         return Trust(sent + self.state.settings.max_staleness, self.state.generations.current)

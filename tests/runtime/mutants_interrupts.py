@@ -206,10 +206,10 @@ def without_telling_those_who_were_not_told() -> None:
 
 @guard(f"{HERE}::test_an_interrupted_reservation_is_taken_back")
 def without_taking_back_an_interrupted_reservation() -> None:
-    def reserve(self: Any, name: bytes) -> Any:
+    def reserve(self: Any, name: bytes, *, anew: bool = False) -> Any:
         with self._lock:
             placeholder = self._pending.get(name)
-            if placeholder is None:
+            if placeholder is None or anew:
                 placeholder = self._pending[name] = store.Placeholder(name)
             else:
                 placeholder.holders += 1

@@ -43,9 +43,9 @@ def without_closing_the_socket_of_a_closed_loop() -> None:
 
 @guard(f"{HERE}::test_a_load_on_a_loop_closed_by_hand_leaves_its_key_free")
 def without_giving_back_the_lease_of_a_closed_loop() -> None:
-    def close(self: Any, *, filled: bool = False) -> None:
+    def close(self: Any, *, filled: bool = False, unstorable: bool = False) -> None:
         with contextlib.suppress(RuntimeError):
-            self.connection.loop.call_soon_threadsafe(self._close, filled)
+            self.connection.loop.call_soon_threadsafe(self._close, filled, unstorable)
 
     put(lease.Lease, "close", close)
 

@@ -49,8 +49,8 @@ def without_the_trust_from_before_the_lane_asks() -> None:
 
     init = Plan.__init__
 
-    def plan(self: Any, epochs: Any, epoch_names: Any, session: Session) -> None:
-        init(self, epochs, epoch_names, session)
+    def plan(self: Any, epochs: Any, epoch_names: Any, tags: Any, session: Session) -> None:
+        init(self, epochs, epoch_names, tags, session)
         known = self.source.known
         self.source = _Late(session)
         self.source.known = known

@@ -34,7 +34,33 @@ def guard(*tests: str) -> Callable[[Callable[[], object]], Callable[[], object]]
 def put(owner: Any, name: str, value: Any) -> None:
     """Put something else in the place of a guard, which must be there: else it has moved, and nothing is off."""
     assert not isinstance(owner, type | ModuleType) or hasattr(owner, name), f"{owner} has no {name}"
+    there = inspect.getattr_static(owner, name, None)
+    if isinstance(there, FunctionType) and isinstance(value, FunctionType):
+        _check_calls(there, value)
     setattr(owner, name, value)
+
+
+def _check_calls(there: FunctionType, value: FunctionType) -> None:
+    """See that a function can be called as the one whose place it takes: else tests fail for that alone."""
+    old, new = inspect.signature(there).parameters.values(), inspect.signature(value).parameters.values()
+    kinds = {parameter.kind for parameter in new}
+    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+
+    def required(parameters: Any) -> int:
+        return sum(each.kind in positional and each.default is each.empty for each in parameters)
+
+    def most(parameters: Any) -> int:
+        return sum(each.kind in positional for each in parameters)
+
+    def named(parameters: Any) -> dict[str, Any]:
+        return {each.name: each for each in parameters if each.kind is inspect.Parameter.KEYWORD_ONLY}
+
+    where = f"{there.__qualname__}{inspect.signature(there)}, in its place {inspect.signature(value)}"
+    assert inspect.Parameter.VAR_POSITIONAL in kinds or most(new) >= most(old), where
+    assert required(new) <= required(old), where
+    if inspect.Parameter.VAR_KEYWORD not in kinds:
+        assert set(named(old)) <= set(named(new)), where
+    assert all(name in named(old) for name, each in named(new).items() if each.default is each.empty), where
 
 
 def rewrite(function: Callable[..., object], old: str, new: str) -> None:

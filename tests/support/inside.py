@@ -115,6 +115,12 @@ def reads_sent(cache: "Cache | State") -> int:
     return sum(sent.count for sent in pipeline_of(wire_of(cache)).owed if isinstance(sent.asked, list))
 
 
+def commands_owed(wire: "Wire") -> list[str]:
+    """Return the names of the commands that have left through a connection and are not answered."""
+    asked = [sent.asked for sent in pipeline_of(wire).owed]
+    return [each.command.name for each in asked if not isinstance(each, list)]
+
+
 def is_idle(wire: "Wire") -> bool:
     """Whether a connection neither asks anything nor is about to."""
     pipeline = pipeline_of(wire)

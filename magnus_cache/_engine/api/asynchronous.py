@@ -6,16 +6,13 @@ Each method is one path through the cache: check the arguments, look into memory
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, Unpack, overload
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack, overload
 
 from magnus_cache._engine import codec
+from magnus_cache._engine.api.administration import AsyncAdministration
 from magnus_cache._engine.api.engine import Engine
-from magnus_cache._engine.api.explain import explain
-from magnus_cache._engine.api.life import AsyncLife
-from magnus_cache._engine.api.local_stats import local_stats
 from magnus_cache._engine.api.many import as_list, load_many, locator
-from magnus_cache._engine.api.scanning import scan
 from magnus_cache._engine.api.set_many import set_many
 from magnus_cache._engine.api.warming import ProgressCallback, WarmOptions, WarmReport, warm
 from magnus_cache._engine.codec import decode
@@ -26,13 +23,11 @@ from magnus_cache._engine.policy.tags import AnyTags, TagRule, check_tags
 from magnus_cache._engine.runtime.annotations import readable
 from magnus_cache._engine.runtime.durations import Duration, seconds
 from magnus_cache._engine.runtime.loops import check_loop
-from magnus_cache._engine.runtime.stats import CacheStats
 from magnus_cache._engine.settings.keywords import SettingsOptions
 from magnus_cache._engine.store.batch_keys import RefMaker
-from magnus_cache._engine.store.explanation import Explanation
 from magnus_cache._engine.store.reads_many import found_many, names_of
 from magnus_cache._engine.store.records import LARGE, MISS
-from magnus_cache.errors import CacheArgumentError, CacheDecodeError, CacheUnavailableError
+from magnus_cache.errors import CacheDecodeError, CacheUnavailableError
 from magnus_cache.freshness import NO_POLICY, FreshnessOptions
 
 if TYPE_CHECKING:
@@ -44,7 +39,7 @@ T = TypeVar("T")
 
 
 @readable
-class AsyncCache(AsyncLife):
+class AsyncCache(AsyncAdministration):
     """The operations of a cache for coroutines; see `AsyncCacheManager`."""
 
     def __init__(self, settings: CacheSettings | None = None, **overrides: Unpack[SettingsOptions]) -> None:
@@ -118,8 +113,12 @@ class AsyncCache(AsyncLife):
                 except CacheDecodeError as error:
                     self._reads.unreadable(ref, error)
                     ref.counters.misses += 1
+                    if state.observers.active:
+                        state.observers.miss(ref)
                     return default
                 ref.counters.l2_hits += 1
+                if state.observers.active:
+                    state.observers.hit(ref, "l2")
                 return value
         else:
             hit = state.memory.hit(ref.name)
@@ -129,6 +128,8 @@ class AsyncCache(AsyncLife):
                     value = await self._reads.open_anyway(ref, hit)
                 if value is not MISS:
                     ref.counters.l1_hits += 1
+                    if state.observers.active:
+                        state.observers.hit(ref, "l1")
                     self._engine.gets.keep(namespace, key, ref, hit)
                     return value
             found = await self._reads.read(ref)
@@ -137,8 +138,12 @@ class AsyncCache(AsyncLife):
             value = await self._reads.open(ref, found)
         if value is MISS:
             ref.counters.misses += 1
+            if state.observers.active:
+                state.observers.miss(ref)
             return default
         ref.counters.l2_hits += 1
+        if state.observers.active:
+            state.observers.hit(ref, "l2")
         return value
 
     async def set(
@@ -240,13 +245,19 @@ class AsyncCache(AsyncLife):
                     value = await self._reads.open_anyway(ref, entry)
                 if value is not MISS:
                     ref.counters.l1_hits += 1
+                    if self._state.observers.active:
+                        self._state.observers.hit(ref, "l1")
                     return value  # type: ignore[no-any-return]  # what was stored is what the loader returned
             if ref.freshness is not NO_POLICY:
                 return await self._engine.stale.get(LoadRequest(ref, loader, options, names))
             if (value := await self._reads.open(ref, await self._reads.read(ref))) is not MISS:
                 ref.counters.l2_hits += 1
+                if self._state.observers.active:
+                    self._state.observers.hit(ref, "l2")
                 return value  # type: ignore[no-any-return]  # likewise
             ref.counters.misses += 1
+            if self._state.observers.active:
+                self._state.observers.miss(ref)
         return await self._engine.stale.load(LoadRequest(ref, loader, options, names))
 
     # -- many values ----------------------------------------------------------------------------------------
@@ -349,55 +360,3 @@ class AsyncCache(AsyncLife):
         check_loop()
         options = WarmOptions(ttl, concurrency, only_missing, progress)
         return await warm(self._engine, namespace, data_loader, as_list(keys, "keys"), options)
-
-    # -- the rest -------------------------------------------------------------------------------------------
-
-    def scan(self, namespace: str, match: str = "*") -> AsyncGenerator[str]:
-        """Yield the keys of a namespace, for administration: Redis looks through its whole database.
-
-        Each is a text that every operation takes as key. A key that is stored or removed meanwhile may be missing.
-
-        :param match: a glob for the keys as their callers wrote them, as in `clear`.
-        :raises CacheArgumentError: for a namespace or glob that cannot be used.
-        :raises CacheUnavailableError: when Redis does not answer, or refuses.
-        """
-        check_loop()
-        return scan(self._engine, namespace, match)
-
-    async def explain(self, namespace: str, key: Any) -> Explanation:
-        """Return what the cache knows about a key: where its value is, its age, why it is a miss, and who loads it.
-
-        :raises CacheArgumentError: for a namespace or key that cannot be used.
-        """
-        return await explain(self._reads, self._reads.ref(namespace, key))
-
-    async def get_stats(self, scope: Literal["process", "fleet"] = "process") -> CacheStats:
-        """Return the statistics of this process, or of all that use the same Redis and prefix; see `CacheStats`.
-
-        :param scope: "process", or "fleet" for the sums of all processes, those that have died included.
-        :raises CacheArgumentError: for another scope.
-        """
-        if scope not in {"process", "fleet"}:
-            raise CacheArgumentError("scope", f'it is "process" or "fleet", not {scope!r}')
-        state, figures = self._state, local_stats(self._state, scope)
-        connection = state.client.connection(state.epochs.root)
-        if connection is not None:
-            try:
-                if scope == "fleet":
-                    figures = await state.fleet_stats.figures(connection)
-                total = await state.client.size()
-                # The keys of the cache itself are not values. Leases come and go, so they are not subtracted.
-                total -= await state.client.count(state.epochs.known_names())
-                if names := await state.fleet_stats.key_names(connection):
-                    total -= await state.client.count(names)
-                memory = await state.client.memory_used()
-            except CacheUnavailableError as error:
-                state.stats.failed(error.reason)
-            else:
-                figures["redis_total_keys"] = max(0, total)
-                figures["redis_used_memory"] = memory or "unknown"
-            if nodes := figures.get("nodes"):
-                for node, more in (await state.client.node_figures()).items():
-                    nodes.get(node, {}).update(more)
-        figures["redis_available"] = state.redis_available
-        return figures

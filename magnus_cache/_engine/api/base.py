@@ -15,10 +15,30 @@ from magnus_cache._engine.keys.versions import Version
 from magnus_cache._engine.policy.options import AnyTtl
 from magnus_cache._engine.policy.tags import AnyTags
 from magnus_cache._engine.runtime.annotations import readable
+from magnus_cache._engine.runtime.observers import CacheEvent, Observation, Observers
+from magnus_cache._engine.runtime.workers import is_async
+from magnus_cache.errors import CacheTypeError
 from magnus_cache.freshness import FreshnessOptions
 from magnus_cache.protocols import BatchDecorator, Decorator
 
-__all__ = ["CacheBase"]
+__all__ = ["CacheBase", "observed"]
+
+
+def observed(
+    observers: Observers, function: Callable[[Any], object], kinds: tuple[type[CacheEvent], ...]
+) -> Observation:
+    """Add an observer; see `CacheManager.observe`.
+
+    :raises CacheTypeError: for a function that cannot be called, or a kind that is none.
+    """
+    if not callable(function):
+        raise CacheTypeError("function", f"a function of an event is needed, not {type(function).__name__}")
+    if is_async(function):
+        raise CacheTypeError("function", "an observer is called, not awaited; give a plain function")
+    for kind in kinds:
+        if not (isinstance(kind, type) and issubclass(kind, CacheEvent)):
+            raise CacheTypeError("kinds", f"classes of events are needed, such as Hit, not {kind!r}")
+    return observers.add(function, kinds)
 
 
 @readable
@@ -38,6 +58,20 @@ class CacheBase:
     def disabled(self) -> AbstractContextManager[None]:
         """Return a context manager for tests: within its block, no caller in any thread or task uses the cache."""
         return self._state.disabled()
+
+    def observe(self, function: Callable[[Any], object], *kinds: type[CacheEvent]) -> Observation:
+        """Call a function with each event of this cache from now on, until the result's `close`.
+
+        The function is called at once, in the thread or on the event loop where the thing happens, and a call of the
+        cache waits for it: count, or put the event into a queue, and return. What it raises is logged. What it does
+        with a cache itself is not observed.
+
+        :param function: called with an event, such as `Hit`; a plain function.
+        :param kinds: the classes of events to be called with; all if none is given. While `Hit` is not among them,
+            hits in memory are as fast as without an observer.
+        :raises CacheTypeError: for a function that cannot be called or must be awaited, and for a kind that is none.
+        """
+        return observed(self._state.observers, function, kinds)
 
     @property
     def redis_available(self) -> bool:

@@ -28,6 +28,7 @@ from magnus_cache._engine.policy.options import AnyLoader, AnyTtl, LoadOptions, 
 from magnus_cache._engine.policy.tags import AnyTags, TagRule, check_tags
 from magnus_cache._engine.runtime.annotations import readable
 from magnus_cache._engine.runtime.durations import Duration, seconds
+from magnus_cache._engine.runtime.fleet_totals import FleetProcess
 from magnus_cache._engine.runtime.portal import NoThreadError
 from magnus_cache._engine.runtime.stats import CacheStats
 from magnus_cache._engine.settings.keywords import SettingsOptions
@@ -122,12 +123,18 @@ class BlockingCache(BlockingLife):
         entry = state.memory.hit(ref.name)
         if entry is not None and (value := self._reads.opened(ref, entry)) is not MISS:
             ref.counters.l1_hits += 1
+            if state.observers.active:
+                state.observers.hit(ref, "l1")
             self._engine.gets.keep(namespace, key, ref, entry)
             return value
         if (value := self._reads.opened(ref, self._reads.read_blocking(ref))) is not MISS:
             ref.counters.l2_hits += 1
+            if state.observers.active:
+                state.observers.hit(ref, "l2")
             return value
         ref.counters.misses += 1
+        if state.observers.active:
+            state.observers.miss(ref)
         return default
 
     def set(
@@ -203,13 +210,19 @@ class BlockingCache(BlockingLife):
             entry = self._state.memory.hit(ref.name)
             if entry is not None and (value := self._reads.opened(ref, entry)) is not MISS:
                 ref.counters.l1_hits += 1
+                if self._state.observers.active:
+                    self._state.observers.hit(ref, "l1")
                 return value  # type: ignore[no-any-return]  # what was stored is what the loader returned
             if ref.freshness is not NO_POLICY:
                 return self._engine.stale.get_blocking(LoadRequest(ref, loader, options, tag_rule.of_call({})))
             if (value := self._reads.opened(ref, self._reads.read_blocking(ref))) is not MISS:
                 ref.counters.l2_hits += 1
+                if self._state.observers.active:
+                    self._state.observers.hit(ref, "l2")
                 return value  # type: ignore[no-any-return]  # likewise
             ref.counters.misses += 1
+            if self._state.observers.active:
+                self._state.observers.miss(ref)
         return self._engine.stale.load_blocking(LoadRequest(ref, loader, options, tag_rule.of_call({})))
 
     # -- many values ----------------------------------------------------------------------------------------
@@ -327,3 +340,13 @@ class BlockingCache(BlockingLife):
         """Do what `AsyncCache.get_stats` does, in blocking code."""
         figures: CacheStats | None = self._call_or(self._async.get_stats, scope)
         return local_stats(self._state, scope) if figures is None else figures
+
+    def get_history(self, minutes: int = 60) -> list[CacheStats]:
+        """Do what `AsyncCache.get_history` does, in blocking code."""
+        found: list[CacheStats] = self._call_or(self._async.get_history, minutes)
+        return found or []
+
+    def get_processes(self) -> list[FleetProcess]:
+        """Do what `AsyncCache.get_processes` does, in blocking code."""
+        found: list[FleetProcess] = self._call_or(self._async.get_processes)
+        return found or []

@@ -294,6 +294,8 @@ class FunctionCache:
                     value = await reads.open_anyway(ref, entry)
                 if value is not MISS:
                     counters.l1_hits += 1
+                    if engine.state.observers.active:
+                        engine.state.observers.hit(ref, "l1")
                     self._remember(args, kwargs, made, (ref, entry))
                     return value
             if ref.freshness is not NO_POLICY:
@@ -304,8 +306,12 @@ class FunctionCache:
                 value = await reads.open(ref, entry)
             if value is not MISS:
                 counters.l2_hits += 1
+                if engine.state.observers.active:
+                    engine.state.observers.hit(ref, "l2")
                 return value
             counters.misses += 1
+            if engine.state.observers.active:
+                engine.state.observers.miss(ref)
         return await stale.load(self.request(ref, args, kwargs))
 
     def _look_up_blocking(self, args: tuple[Any, ...], kwargs: dict[str, Any], made: Any = MISS) -> Any:
@@ -315,14 +321,20 @@ class FunctionCache:
             entry = engine.state.memory.hit(ref.name)
             if entry is not None and (value := reads.opened(ref, entry)) is not MISS:
                 counters.l1_hits += 1
+                if engine.state.observers.active:
+                    engine.state.observers.hit(ref, "l1")
                 self._remember(args, kwargs, made, (ref, entry))
                 return value
             if ref.freshness is not NO_POLICY:
                 return stale.get_blocking(self.request(ref, args, kwargs))
             if (value := reads.opened(ref, reads.read_blocking(ref))) is not MISS:
                 counters.l2_hits += 1
+                if engine.state.observers.active:
+                    engine.state.observers.hit(ref, "l2")
                 return value
             counters.misses += 1
+            if engine.state.observers.active:
+                engine.state.observers.miss(ref)
         return stale.load_blocking(self.request(ref, args, kwargs))
 
     def _async_wrapper(self) -> Any:

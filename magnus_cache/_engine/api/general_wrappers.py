@@ -10,7 +10,6 @@ from typing import Any
 
 from magnus_cache._engine.api.hit_wrappers import HitSource, Rebind
 from magnus_cache._engine.keys.calls import CallKeyBuilder, plain_strings
-from magnus_cache._engine.policy.modes import Mode
 from magnus_cache._engine.store.reads import Reads
 from magnus_cache._engine.store.records import LARGE, MISS
 
@@ -32,7 +31,7 @@ def general_async(keys: CallKeyBuilder, source: HitSource) -> tuple[Callable[...
             ref = memo[short]
         except KeyError:
             ref = None
-        if ref is not None and (not state.special or state.mode is Mode.NORMAL):
+        if ref is not None and not state.special:
             entry = hit(ref.name)
             if entry is not None:
                 value = reads.opened_here(ref, entry)
@@ -65,7 +64,7 @@ def general(keys: CallKeyBuilder, source: HitSource) -> tuple[Callable[..., Any]
             ref = memo[short]
         except KeyError:
             ref = None
-        if ref is not None and (not state.special or state.mode is Mode.NORMAL):
+        if ref is not None and not state.special:
             entry = hit(ref.name)
             if entry is not None and (value := reads.opened(ref, entry)) is not MISS:
                 counters.l1_hits += 1

@@ -119,6 +119,8 @@ class _Search:
         """Record the result for a key: its value, or MISS and the stale entry, if there is one."""
         name = item.ref.name
         item.ref.counters.count(hit=value is not MISS, near=near)
+        if self._engine.state.observers.active:
+            self._engine.state.observers.found(item.ref, hit=value is not MISS, near=near)
         if value is not MISS:
             self._values[name] = value
             del self.missing[name]
@@ -181,7 +183,7 @@ async def load_many(engine: Engine, request: BatchRequest) -> dict[Any, Any]:
     check_loop()
 
     async def call(some: Sequence[Any], flights: Sequence[Flight]) -> Any:
-        with engine.state.flights.as_part_of(flights):
+        with engine.state.flights.as_part_of(flights), engine.loads.span_many(request, flights):
             return await engine.state.workers.call(partial(loader, list(some)), flights[0].namespace if flights else "")
 
     search, portion = _Search(engine, fresh=request.fresh), Step()
@@ -381,7 +383,8 @@ class _BlockingBatch:
     ) -> None:
         try:
             # A batch loader replaces no single value, so its `current_load()` is empty, also within the load of a key.
-            with self._engine.state.flights.as_part_of(flights), as_current_load(CurrentLoad()):
+            span = self._engine.loads.span_many(self._request, flights)
+            with self._engine.state.flights.as_part_of(flights), as_current_load(CurrentLoad()), span:
                 result = self._engine.loads.called_blocking(partial(self._request.loader, keys))
             result = self._prepared(keys, result)
         except Exception as error:  # noqa: BLE001  # the error is the outcome

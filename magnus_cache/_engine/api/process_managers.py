@@ -7,7 +7,9 @@ from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import Any, ClassVar, Final, Self
 
+from magnus_cache._engine.api.base import observed
 from magnus_cache._engine.api.process_wide import PROCESS
+from magnus_cache._engine.runtime.observers import CacheEvent, Observation
 
 __all__ = ["ProcessFace", "delegate_to"]
 
@@ -34,6 +36,13 @@ class ProcessFace:
     def disabled(self) -> AbstractContextManager[None]:
         """Return a context manager for tests: within its block, no caller in any thread or task uses the cache."""
         return PROCESS.disabled()
+
+    def observe(self, function: Callable[[Any], object], *kinds: type[CacheEvent]) -> Observation:
+        """Call a function with each event of the process-wide cache, whichever is open; see `CacheManager.observe`.
+
+        :raises CacheTypeError: as `CacheManager.observe` does.
+        """
+        return observed(PROCESS.observers, function, kinds)
 
     async def aclose(self) -> None:
         """Disconnect, and stop everything that the process-wide cache started. Idempotent; the next use reopens it."""

@@ -21,6 +21,7 @@ from magnus_cache._engine.coordination.state import State
 from magnus_cache._engine.redis.topology import import_driver
 from magnus_cache._engine.runtime.closing import Ending
 from magnus_cache._engine.runtime.critical import check_waiting, section
+from magnus_cache._engine.runtime.observers import Observers
 from magnus_cache._engine.runtime.switches import Presence
 from magnus_cache.errors import CacheSettingsError
 
@@ -77,6 +78,7 @@ class ProcessCache:
     """One process-wide cache. Thread-safe.
 
     :ivar now: the open cache, or None.
+    :ivar observers: the observers of the open cache, and of later ones in its place.
     :ivar face: the manager that `get_cache_manager` returns, until the cache is closed.
     """
 
@@ -86,9 +88,10 @@ class ProcessCache:
         self._places = [Isolation((), {})]
         self._bound: weakref.WeakSet[Follower] = weakref.WeakSet()
         self._decorating: tuple[Engine, AsyncCache] | None = None
-        # Shared by all caches in this place: a test that disables the cache means each of them.
+        # Shared by all caches in this place: who disables or observes the cache means each of them.
         self._special: set[object] = set()
         self._disabling: set[object] = set()
+        self.observers = Observers(self._special)
 
     # -- use ------------------------------------------------------------------------------------------------
 
@@ -129,8 +132,11 @@ class ProcessCache:
     def _made(self, settings: "CacheSettings") -> Engine:
         import_driver()
         engine = Engine(State(settings))
-        engine.state.special, engine.state.disabling = self._special, self._disabling
+        self._share(engine.state)
         return engine
+
+    def _share(self, state: State) -> None:
+        state.special, state.disabling, state.observers = self._special, self._disabling, self.observers
 
     def check(self) -> None:
         """Import what the first use needs, and check the settings, so that mistakes are reported early.
@@ -249,7 +255,7 @@ class ProcessCache:
 
             engine = Engine(State(CacheSettings.model_construct(redis_enabled=False)))
             engine.state.closed = True
-            engine.state.special, engine.state.disabling = self._special, self._disabling
+            self._share(engine.state)
             engine.follow = self._follow
             made = (engine, AsyncCache._over(engine))
             with section():

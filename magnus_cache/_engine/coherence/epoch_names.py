@@ -20,8 +20,8 @@ class EpochNames:
     :ivar names: the names of the epochs of these tags.
     :ivar stamps: the stamps of these tags.
     :ivar suffix: ends the names of these epochs on a cluster: the anchor tag of a group, in braces.
-    :ivar value_bytes: the recent size of its values, in which large ones count more; 0 before the first. Reads and
-        writes maintain it, up to about 8 kilobytes.
+    :ivar value_bytes: the recent size of its values, in which large ones count more; 0 before the first. While it is
+        8 kilobytes or less, reads note only larger values.
     :ivar value_tags: further tags of its recent values, whose epochs blocking callers request along with a value.
     """
 

@@ -13,7 +13,7 @@ The heartbeat of a connection in use asks for the epoch of everything, and the a
 `max_staleness` seconds after the request was *sent*: counted from the answer, a slow network would add its delay to
 the bound. Other answers do not renew it, because they would not notice that SWAPDB has replaced this database by
 another. An announced epoch stops the renewal until it was read again. An idle connection sends nothing: its trust
-lapses, and the next read renews it.
+lapses, and the next read asks for a heartbeat, which renews it.
 
 How it ends
 -----------

@@ -7,7 +7,7 @@ full, and it announces the names of all databases alike. So an announcement does
 - The holder of a lease asks Redis whether the lease is still valid. Until the answer, callers who want to join the load
   ask too.
 - An epoch is read again. If it rose, all that it covers is outdated. Until the answer, the trust in values of this
-  connection is not extended (see `Wire`), so the staleness bound counts from before the announcement.
+  connection is not extended (see `KnownEpochs.trusted_from`), so the staleness bound counts from before it.
 - A load that waits for another's lease checks again.
 """
 

@@ -3,7 +3,7 @@
 A process publishes every `stats_interval` seconds while it is in use, and once more at the end of its use and when its
 cache is closed; an idle process publishes nothing. A report has two parts. What the process is and has now is a key of
 its own that expires soon, so that a process that has died vanishes. What it has counted since its last report is added
-to the sums of the hour, so that it stays when the process has died.
+to the sums of the hour, and to a total that never shrinks, so that it stays when the process has died.
 
 Nothing of this is on a hot path: reports are made by a timer of an event loop that has a connection, and compare the
 counts with those that Redis has taken. A report without an answer is sent again under its number, and Redis counts it
@@ -14,7 +14,7 @@ import asyncio
 import os
 import secrets
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
@@ -24,7 +24,14 @@ from magnus_cache._engine.redis.exchange import Callback
 from magnus_cache._engine.redis.fleet_keys import FleetNames, Report
 from magnus_cache._engine.runtime.clock import MICROSECONDS, Clock
 from magnus_cache._engine.runtime.critical import section
-from magnus_cache._engine.runtime.fleet_totals import fields_of, figures_from
+from magnus_cache._engine.runtime.fleet_totals import (
+    Counts,
+    FleetProcess,
+    counts_from,
+    fields_of,
+    figures_from,
+    minute_from,
+)
 from magnus_cache._engine.runtime.stats import CacheStats, Stats
 from magnus_cache.errors import CacheUnavailableError
 
@@ -190,13 +197,55 @@ class FleetStats:
         second = await self._now(connection)
         await self.published(connection)
         found = await self._client.published(self._names, second, self.life)
-        figures = figures_from(
-            (name.decode("utf-8", "replace"), _number(count)) for sums in found.sums for name, count in sums.items()
-        )
-        processes = [about for about in map(_about, found.processes) if about is not None]
-        figures |= {name: sum(_number(about.get(name)) for about in processes) for name in _NOW}
-        figures["processes"] = len(processes)
+        figures = figures_from(_counted(*found.sums))
+        figures |= _summed(found.processes)
         return figures
+
+    async def history(self, connection: "Connection", minutes: int) -> list[CacheStats]:
+        """Return the statistics of the last minutes, the present one last.
+
+        :raises CacheUnavailableError: when Redis does not answer, or refuses.
+        """
+        await self._now(connection)
+        await self.published(connection)
+        # Read now: a connection that was renewed has another idea of the time, and publishing takes some.
+        second = await self._now(connection)
+        found = await self._client.minutes(self._names, second, minutes)
+        present = int(second // 60)
+        began = [60 * (present - back) for back in range(len(found) - 1, -1, -1)]
+        passed = max(1, round(second - 60 * present))
+        return [
+            minute_from(at, passed if at == began[-1] else 60, _counted(totals))
+            for at, totals in zip(began, found, strict=True)
+        ]
+
+    async def processes(self, connection: "Connection") -> list[FleetProcess]:
+        """Return the processes that run, the one that has run longest first.
+
+        :raises CacheUnavailableError: when Redis does not answer, or refuses.
+        """
+        await self._now(connection)
+        await self.published(connection)
+        second = await self._now(connection)
+        found = _read(await self._client.processes(self._names, second, self.life))
+        listed = [_process(about, second) for about in found]
+        return sorted(listed, key=lambda process: (-process.age, process.host, process.pid))
+
+    async def total(self, connection: "Connection") -> "tuple[Counts, dict[str, int]]":
+        """Return all that the fleet has counted, which never shrinks, and what the processes that run have now.
+
+        :raises CacheUnavailableError: when Redis does not answer, or refuses.
+        """
+        second = await self._now(connection)
+        await self.published(connection)
+        running = await self._client.processes(self._names, second, self.life)
+        return counts_from(_counted(await self._client.total(self._names))), _summed(running)
+
+    def own(self) -> "tuple[Counts, dict[str, int]]":
+        """Return the same of this process alone, as if it were the only one of its fleet."""
+        process = self._process()
+        counts = counts_from(fields_of(self._stats, process).items())
+        return counts, {**{name: int(process[name]) for name in _NOW}, "processes": 1}
 
     async def key_names(self, connection: "Connection") -> list[bytes]:
         """Return the names of all keys of fleet statistics, some of which need not exist.
@@ -225,12 +274,40 @@ def _totals(fields: Mapping[str, int]) -> dict[str, int]:
     return totals
 
 
+def _counted(*sums: Mapping[bytes, bytes]) -> Iterator[tuple[str, int]]:
+    """Yield the fields of some sums."""
+    for each in sums:
+        for name, count in each.items():
+            yield name.decode("utf-8", "replace"), _number(count)
+
+
+def _summed(processes: Sequence[bytes]) -> dict[str, int]:
+    """Return what some processes have now, together, and how many they are."""
+    told = _read(processes)
+    return {**{name: sum(_number(about.get(name)) for about in told) for name in _NOW}, "processes": len(told)}
+
+
 def _number(count: Any) -> int:
     """Return a count that another process has stored; 0 for nonsense."""
     try:
         return int(count)
     except (TypeError, ValueError, OverflowError):
         return 0
+
+
+def _read(reports: Iterable[bytes]) -> list[dict[str, Any]]:
+    return [about for about in map(_about, reports) if about is not None]
+
+
+def _process(about: Mapping[str, Any], second: float) -> FleetProcess:
+    """Return a process by what it has published, in which figures of a later or earlier version may be missing."""
+    since = {
+        name: max(0.0, round(second - _number(about[name]), 1)) if name in about else 0.0 for name in ("started", "at")
+    }
+    return FleetProcess(
+        str(about.get("host", "?")), _number(about.get("pid")), since["started"], since["at"],
+        **{name: _number(about.get(name)) for name in _NOW},
+    )  # fmt: skip
 
 
 def _about(raw: bytes) -> dict[str, Any] | None:

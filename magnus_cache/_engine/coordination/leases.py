@@ -99,6 +99,7 @@ class Snapshot(NamedTuple):
 class Fence:
     """What this process knew before a load, which decides whether the value may be stored after it.
 
+    :ivar flight: the load.
     :ivar lease: the right to store the value at Redis; None without Redis, or if no lease could be acquired.
     :ivar epoch: the highest epoch that this process had seen.
     :ivar since: the moment of its creation; see `Epochs.moment`.

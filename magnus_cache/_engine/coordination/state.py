@@ -45,6 +45,7 @@ from magnus_cache._engine.runtime.clock import current_clock
 from magnus_cache._engine.runtime.forks import around_fork, on_fork_child
 from magnus_cache._engine.runtime.log import RateLimitedLog
 from magnus_cache._engine.runtime.loop_end import call_on_loop
+from magnus_cache._engine.runtime.observers import Observers
 from magnus_cache._engine.runtime.stats import Stats
 from magnus_cache._engine.runtime.switches import Presence, Switch
 from magnus_cache._engine.runtime.workers import LoaderThreads
@@ -163,6 +164,7 @@ class State(LifeCycle, OfflineBounds):
         )  # fmt: skip
         self.closed = False
         self.special: set[object] = set()
+        self.observers = Observers(self.special)
         self.disabling: set[object] = set()
         self._values = f"{self.keyspace.prefix}:".encode()
         self.failover = FailoverGuard(self.epochs, self.client, self.outbox, self._values, self.outdated)
@@ -232,6 +234,7 @@ class State(LifeCycle, OfflineBounds):
             "flights": len(self.flights),
             "flights_joined": self.flights.joined,
             "unattended": self.flights.background,
+            "outages": self.breaker.outages,
         }
 
     # -- Redis ----------------------------------------------------------------------------------------------
@@ -293,7 +296,7 @@ class State(LifeCycle, OfflineBounds):
         for own in (
             self.memory, self.flights, self.portal, self.stats, self.notices, self.breaker, self.outbox, self.epochs,
             self.leases, self.generations, self.abandoned, self.workers, self.epoch_renewals, self.topology,
-            self.lane, self.replayer, self.fleet_stats,
+            self.lane, self.replayer, self.fleet_stats, self.observers,
         ):  # fmt: skip
             own.reset()
         if self.journal is not None:

@@ -1,4 +1,4 @@
-"""Loading an object of a local namespace: one load per process, without a lease.
+"""Loading an object of a local namespace: one load per process, with a lease that Redis does not know.
 
 Other processes have their own objects, so none waits for this load. Every invalidation that could overtake it raises an
 epoch: of its namespace, of one of its tags, or of the hidden tag of its key. So callers may join it for as long as it

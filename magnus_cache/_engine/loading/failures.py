@@ -10,9 +10,10 @@ from types import CodeType
 from typing import Any, Final
 
 from magnus_cache._engine.flights.flight import LOADING, Flight
+from magnus_cache._engine.policy.options import LoadOptions
 from magnus_cache._engine.runtime.log import RateLimitedLog
 
-__all__ = ["LoadFailures", "function_name"]
+__all__ = ["LoadFailures", "function_name", "loader_name"]
 
 _LONGEST: Final = 200
 """Characters of a key in a log line."""
@@ -27,6 +28,11 @@ def function_name(function: Any) -> str:
     name = getattr(function, "__qualname__", None) or type(function).__qualname__
     module = getattr(function, "__module__", None)
     return f"{module}.{name}" if isinstance(module, str) else str(name)
+
+
+def loader_name(options: LoadOptions, loader: object) -> str:
+    """Return the readable name of what a load calls: the cached function, if the loader only wraps it."""
+    return function_name(loader if options.function is None else options.function)
 
 
 class LoadFailures:

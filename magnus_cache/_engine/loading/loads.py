@@ -4,7 +4,8 @@ The rules are the same for coroutines, whose load runs in its own task, and for 
 """
 
 import inspect
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any, TypeGuard, TypeVar, cast
 
@@ -13,11 +14,11 @@ from magnus_cache._engine.coordination.leases import Fence
 from magnus_cache._engine.flights.context import CurrentLoad, as_current_load, is_unmodified, not_modified_error
 from magnus_cache._engine.flights.flight import Flight
 from magnus_cache._engine.loading.acquire import LeaseAcquirer
-from magnus_cache._engine.loading.failures import LoadFailures
+from magnus_cache._engine.loading.failures import LoadFailures, loader_name
 from magnus_cache._engine.loading.joining import JoinRules
 from magnus_cache._engine.loading.loaded_value import LoadedValue
 from magnus_cache._engine.loading.own_loop import wait_for
-from magnus_cache._engine.loading.request import LoadRequest
+from magnus_cache._engine.loading.request import BatchRequest, LoadRequest
 from magnus_cache._engine.loading.results import PreparedValue, ResultPreparer
 from magnus_cache._engine.loading.throttle import RetryThrottle
 from magnus_cache._engine.loading.uncached import uncached
@@ -27,6 +28,7 @@ from magnus_cache._engine.policy.modes import Mode
 from magnus_cache._engine.policy.options import AnyLoader
 from magnus_cache._engine.runtime.clock import MICROSECONDS, monotonic
 from magnus_cache._engine.runtime.critical import check_waiting
+from magnus_cache._engine.runtime.observers import NO_SPAN, ErrorServed, LoadSpan
 from magnus_cache._engine.runtime.portal import NoThreadError
 from magnus_cache._engine.runtime.turns import at_once, in_turns
 from magnus_cache._engine.runtime.workers import is_async
@@ -85,7 +87,7 @@ class Loads:
         mode, ref = self._state.mode, request.ref
         if mode is Mode.DISABLED:
             with as_current_load(CurrentLoad()):
-                return LoadedValue(_modified(await self._called(request)), None)
+                return LoadedValue(_modified(await self.call(request.loader, request.ref.namespace)), None)
         request = self._completed(request, mode)
         caller = self.joining.caller(request)
         await self.joining.confirm(request, caller)
@@ -109,15 +111,15 @@ class Loads:
         fence = self.to_load(request, flight, got, opened)
         if isinstance(fence, LoadedValue):
             return fence
-        load, started = CurrentLoad(fence.previous), monotonic()
+        ref, load, started = request.ref, CurrentLoad(fence.previous), monotonic()
         try:
             try:
-                with as_current_load(load):
-                    value = await self._called(request)
+                with as_current_load(load), self.span(request, flight):
+                    value = await self.call(request.loader, ref.namespace)
             except Exception as error:
                 await self.record_failure(request, error, started, fence)
                 raise
-            return await self.store_result(request, value, self.count_load(request.ref, started), fence, load)
+            return await self.store_result(request, value, self.count_load(ref, started), fence, load)
         finally:
             fence.close()
 
@@ -183,14 +185,16 @@ class Loads:
             try:
                 got: Fence | Entry = call(self._acquired, request, flight, fences)
             except NoThreadError as error:
-                return LoadedValue(*uncached(self.acquirer, ref, flight, partial(self.called_blocking, loader), error))
+                with self.span(request, flight):
+                    called = partial(self.called_blocking, loader)
+                    return LoadedValue(*uncached(self.acquirer, ref, flight, called, error))
             opened = self._opened(ref, got, flight)
             fence = self.to_load(request, flight, got, opened)
             if isinstance(fence, LoadedValue):
                 return fence
             load, started = CurrentLoad(fence.previous), monotonic()
             try:
-                with as_current_load(load):
+                with as_current_load(load), self.span(request, flight):
                     value = self.called_blocking(loader)
             except Exception as error:
                 call(self.record_failure, request, error, started, fence)
@@ -212,8 +216,26 @@ class Loads:
                 got.close()
         return got
 
-    async def _called(self, request: LoadRequest[T]) -> T:
-        return await self._state.workers.call(request.loader, str(request.ref.namespace))
+    def span(self, request: LoadRequest[Any], flight: Flight | None) -> AbstractContextManager[None]:
+        """Return a context manager for the call of a loader, which tells observers of the load."""
+        observers, ref = self._state.observers, request.ref
+        if not observers.active:
+            return NO_SPAN
+        # A thread that runs the load itself is not counted as waiting.
+        background = flight is not None and flight.loop is not None and not flight.waiter_count
+        function = loader_name(request.options, request.loader)
+        return LoadSpan(observers, ref.namespace, ref.name, function, background=background)
+
+    def span_many(self, request: BatchRequest, flights: Sequence[Flight]) -> AbstractContextManager[None]:
+        """Return the same for the call of a batch loader.
+
+        :param flights: the loads of its keys.
+        """
+        observers = self._state.observers
+        if not observers.active or not flights:
+            return NO_SPAN
+        function = loader_name(request.options, request.function or request.loader)
+        return LoadSpan(observers, flights[0].namespace, None, function, count=len(flights))
 
     def called_blocking(self, loader: AnyLoader[T]) -> T:
         """Return the loader's value: a function runs in this thread, a coroutine function on the background loop."""
@@ -251,6 +273,8 @@ class Loads:
         """
         if (error := self._reads.error(ref, entry)) is not None:
             ref.counters.negative_hits += 1
+            if self._state.observers.active:
+                self._state.observers.about(ErrorServed, ref)
             raise error
         if opened is MISS:
             return None
@@ -277,7 +301,7 @@ class Loads:
 
         :raises Exception: what it raises.
         """
-        return await self._state.workers.call(loader, namespace)
+        return await self._state.workers.call(loader, str(namespace))
 
     def count_loads(self, ref: KeyRef, cost: float, count: int, seconds: float) -> None:
         """Count loads that were made together.

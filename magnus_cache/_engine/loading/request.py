@@ -22,7 +22,7 @@ BatchLoader = Callable[[list[Any]], Mapping[Any, Any]] | Callable[[list[Any]], A
 class LoadRequest(NamedTuple, Generic[T]):
     """One value to load.
 
-    :ivar ref: the address of the value.
+    :ivar ref: the reference of the value.
     :ivar loader: the function that returns it; for a key of a batch, the identity of the batch loader.
     :ivar options: how to store the value.
     :ivar tags: its tags, as far as they are known before the load.
@@ -51,7 +51,7 @@ class LoadRequest(NamedTuple, Generic[T]):
 
 
 class BatchItem:
-    """One key of a batch, with the address of its value and the tags known so far."""
+    """One key of a batch, with the reference of its value and the tags known so far."""
 
     __slots__ = ("key", "ref", "tags")
 
@@ -62,7 +62,7 @@ class BatchItem:
 
 
 Locate = Callable[[Any], BatchItem]
-"""Returns a key's address and tags.
+"""Returns a key's reference and tags.
 
 :raises CacheArgumentError: for a key that cannot be used.
 """
@@ -72,7 +72,7 @@ class BatchRequest(NamedTuple):
     """Many values; one call of the loader returns those that are missing.
 
     :ivar keys: the requested keys.
-    :ivar locate: returns a key's address and tags.
+    :ivar locate: returns a key's reference and tags.
     :ivar loader: called with the missing keys.
     :ivar options: how to store the values.
     :ivar function: the function behind the loader, if the loader only wraps it. Loads of the same function share the

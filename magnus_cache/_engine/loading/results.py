@@ -40,7 +40,7 @@ class PreparedValue(NamedTuple):
 class ResultPreparer:
     """Prepares the loaded values of one cache for their store.
 
-    :param hold_back: called with a key's address and an error that counts as the failure of its load.
+    :param hold_back: called with a key's reference and an error that counts as the failure of its load.
     """
 
     def __init__(self, reads: Reads, writes: Writes, hold_back: Callable[[KeyRef, Exception], None]) -> None:

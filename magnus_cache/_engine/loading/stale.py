@@ -16,6 +16,7 @@ from magnus_cache._engine.loading.request import LoadRequest
 from magnus_cache._engine.memory.entry import Entry
 from magnus_cache._engine.policy.modes import Mode
 from magnus_cache._engine.runtime.clock import monotonic
+from magnus_cache._engine.runtime.observers import CacheEvent, ErrorServed, Hit, Miss, StaleServed, WaitExpired
 from magnus_cache._engine.runtime.portal import NoThreadError
 from magnus_cache._engine.runtime.waiters import running_loop
 from magnus_cache._engine.store.reads import Reads
@@ -196,6 +197,7 @@ class StalePolicy:
     def _count_timeout(self, ref: KeyRef, error: WaitExpiredError) -> None:
         """Count a caller that stopped waiting; pause the loads of the key if this one was given up."""
         ref.counters.timeouts += 1
+        self._tell(WaitExpired, ref)
         ref.counters.overloads += error.limit_reached
         if error.given_up:
             self._loads.throttle.failed(ref.name, ref.freshness.retry)
@@ -222,6 +224,7 @@ class StalePolicy:
             if self._loads.throttle.holds(ref.name):
                 return True, self._stale(ref, value)
         ref.counters.misses += 1
+        self._tell(Miss, ref)
         return False, value
 
     def _opened(self, ref: KeyRef, entry: Entry | None, state: FreshnessState, *, near: bool, opened: Any) -> Any:
@@ -233,10 +236,12 @@ class StalePolicy:
             return MISS
         if state is FreshnessState.FRESH and (error := self._reads.error(ref, entry)) is not None:
             ref.counters.negative_hits += 1
+            self._tell(ErrorServed, ref)
             raise error
         value = self._reads.opened_anyway(ref, entry) if opened is LARGE else opened
         if value is not MISS and state in _FRESH:
             ref.counters.count(hit=True, near=near)
+            self._tell(Hit, ref, "l1" if near else "l2")
         return value
 
     def _refresh_early(self, request: LoadRequest[Any], entry: Entry) -> None:
@@ -258,4 +263,9 @@ class StalePolicy:
 
     def _stale(self, ref: KeyRef, value: Any) -> Any:
         ref.counters.stale_hits += 1
+        self._tell(StaleServed, ref)
         return value
+
+    def _tell(self, kind: type[CacheEvent], ref: KeyRef, *fields: Any) -> None:
+        if self._state.observers.active:
+            self._state.observers.about(kind, ref, *fields)

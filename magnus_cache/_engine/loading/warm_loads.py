@@ -12,6 +12,7 @@ import asyncio
 import inspect
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any, Final, NamedTuple, cast
 
@@ -327,7 +328,7 @@ class WarmLoads:
         started, value, error = monotonic(), None, None
         LOADING.set(self._enter(job))  # in this task's own context
         try:
-            with as_current_load(CurrentLoad()):
+            with as_current_load(CurrentLoad()), self._span(job):
                 call = partial(self._request.loader, job.item.key)
                 value = await self._loads.call(call, str(job.item.ref.namespace))
         except Exception as failure:  # noqa: BLE001  # raised by all callers of this key
@@ -350,7 +351,7 @@ class WarmLoads:
             return await value
 
         try:
-            with as_current_load(CurrentLoad()):
+            with as_current_load(CurrentLoad()), self._span(job):
                 return None, await self._loads.call(result, str(job.item.ref.namespace))
         except Exception as failure:  # noqa: BLE001  # as in `_load`
             return failure, None
@@ -363,7 +364,7 @@ class WarmLoads:
             started, value, error = monotonic(), None, None
             LOADING.set(self._enter(job))  # in this call's own context
             try:
-                with as_current_load(CurrentLoad()):
+                with as_current_load(CurrentLoad()), self._span(job):
                     value = self._request.loader(job.item.key)
             except Exception as failure:  # noqa: BLE001  # as in `_load`
                 error = failure
@@ -383,6 +384,9 @@ class WarmLoads:
         again.turn, again.over = job.turn, job.over
         self._queue.appendleft(again)
         return None
+
+    def _span(self, job: _Job) -> AbstractContextManager[None]:
+        return self._loads.span(self._request.of_key(job.item), job.flight)
 
     def _enter(self, job: _Job) -> Flight | None:
         flight = job.flight

@@ -1,7 +1,7 @@
 """The client: typed operations on Redis, routed by key.
 
 Each operation takes a key, sends its command to the server of that key, and returns a checked answer: a number outside
-its range is an error of that exchange. No other part of the engine knows a command, a script, or the number of servers.
+its range is an error of that exchange. No other part of the engine knows a command or a script.
 
 Some answers go to a `Receive`, which runs inside the reader of the connection: before any later announcement of the
 server is handled. These operations only queue their command, and raise at once if Redis is known to be away.

@@ -2,6 +2,11 @@
 
 All these keys are of one slot of a cluster, so that one script can add to the sums and note that it has. A request
 whose answer was lost is sent again under its number, and counts once.
+
+The sums of the hours are for people: they end with their day. The total is for monitoring systems: it only grows, as a
+counter of Prometheus must. A server that may have lost the latest writes, after a failover or a restart, could show a
+slightly smaller one, which a monitoring system would take for a restart at zero and count all of it again. So the total
+of such a server starts at zero, which is what monitoring systems expect.
 """
 
 from collections.abc import Awaitable, Mapping, Sequence
@@ -17,16 +22,22 @@ if TYPE_CHECKING:
     from magnus_cache._engine.redis.exchange import Waiter
     from magnus_cache._engine.redis.wire import Wire
 
-__all__ = ["FleetKeys", "FleetNames", "Published", "Report"]
+__all__ = ["MINUTES", "FleetKeys", "FleetNames", "Published", "Report"]
 
 _HOURS: Final = 24
 """Hours that a sum of the day has, the present one included."""
 
 _HOUR_LIFE: Final = (_HOURS + 1) * 3_600
-_MINUTES: Final = 120
+MINUTES: Final = 120
 """Minutes of which the totals are kept, for a chart."""
 
-_MINUTE_LIFE: Final = (_MINUTES + 1) * 60
+_MINUTE_LIFE: Final = (MINUTES + 1) * 60
+_TOTAL_LIFE: Final = 30 * 86_400
+"""Seconds for which the total stays when no process publishes any more."""
+
+_MOST_TOTALS: Final = 10_000
+"""Fields of the total; further namespaces and functions are counted together."""
+
 _TOGETHER: Final = 500
 
 _NUMBER: Final = 8
@@ -37,16 +48,28 @@ _PUBLISH: Final = Script(
     """
 local before = redis.pcall('GET', KEYS[1])
 if type(before) ~= 'string' or string.sub(before, 1, #ARGV[1]) ~= ARGV[1] then
-  local at = 9
+  local at = 11
+  -- Not HLEN, HEXISTS or HGET: users with the documented grants may not call them.
+  local size = tonumber(redis.call('HMGET', KEYS[5], 'size')[1] or 0)
   for sum = 3, 4 do
     local count = tonumber(ARGV[at])
     for place = at + 1, at + 2 * count, 2 do
-      redis.call('HINCRBY', KEYS[sum], ARGV[place], ARGV[place + 1])
+      local field = ARGV[place]
+      redis.call('HINCRBY', KEYS[sum], field, ARGV[place + 1])
+      if sum == 3 then
+        if size >= tonumber(ARGV[10]) and not redis.call('HMGET', KEYS[5], field)[1] then
+          field = string.gsub(field, '^([nf]:[^:]*:).*$', '%1(other)')
+        end
+        if redis.call('HINCRBY', KEYS[5], field, ARGV[place + 1]) == tonumber(ARGV[place + 1]) then
+          size = redis.call('HINCRBY', KEYS[5], 'size', 1)
+        end
+      end
     end
     at = at + 2 * count + 1
   end
   redis.call('EXPIRE', KEYS[3], ARGV[5])
   redis.call('EXPIRE', KEYS[4], ARGV[6])
+  redis.call('EXPIRE', KEYS[5], ARGV[9])
 end
 if ARGV[3] == '0' then
   redis.call('DEL', KEYS[1])
@@ -61,6 +84,19 @@ return 1
 """,
 )
 
+_TOTAL: Final = Script(
+    "TOTAL",
+    """
+local of = redis.call('HMGET', KEYS[1], 'server')[1]
+if of and of ~= ARGV[1] then
+  redis.call('DEL', KEYS[1])
+elseif not of and redis.call('EXISTS', KEYS[1]) == 1 then
+  redis.call('HSET', KEYS[1], 'server', ARGV[1])
+end
+return redis.call('HGETALL', KEYS[1])
+""",
+)
+
 
 class FleetNames:
     """The names of the keys of fleet statistics.
@@ -72,6 +108,7 @@ class FleetNames:
         self._keyspace = keyspace
         self._tag = tag
         self.index = keyspace.control_name("fleet") + tag
+        self.total = keyspace.control_name("fleet", "total") + tag
 
     def process(self, instance: str) -> bytes:
         """Return the name of what a process publishes."""
@@ -88,7 +125,7 @@ class FleetNames:
     def sums(self, second: float) -> list[bytes]:
         """Return all names that can be there, but for those of processes."""
         hours = [self.hour(second - 3_600 * back) for back in range(-1, _HOURS + 1)]
-        return [self.index, *hours, *(self.minute(second - 60 * back) for back in range(-1, _MINUTES + 1))]
+        return [self.index, self.total, *hours, *(self.minute(second - 60 * back) for back in range(-1, MINUTES + 1))]
 
 
 class Report(NamedTuple):
@@ -131,9 +168,10 @@ class FleetKeys:
         """
         process, second = names.process(instance), int(report.second)
         command = _PUBLISH.command(
-            (process, names.index, names.hour(second), names.minute(second)),
+            (process, names.index, names.hour(second), names.minute(second), names.total),
             f"{report.number % 10**_NUMBER:0{_NUMBER}}".encode(), report.about, report.life, instance.encode(),
-            _HOUR_LIFE, _MINUTE_LIFE, second, int(oldest), *_pairs(report.fields), *_pairs(report.totals),
+            _HOUR_LIFE, _MINUTE_LIFE, second, int(oldest), _TOTAL_LIFE, _MOST_TOTALS,
+            *_pairs(report.fields), *_pairs(report.totals),
         )  # fmt: skip
         self._wire(process).call(command, lambda reply, _connection, _sent: reply, waiter)
 
@@ -144,14 +182,40 @@ class FleetKeys:
         :param life: seconds for which the report of a process counts.
         :raises CacheUnavailableError: when Redis does not answer, or refuses.
         """
+        processes = await self.processes(names, second, life)
         wire = self._wire(names.index)
-        processes: list[bytes] = []
-        reporting = await self.reporting(names, second, life)
-        for start in range(0, len(reporting), _TOGETHER):
-            reports = await wire.execute(_command(b"MGET", *reporting[start : start + _TOGETHER]))
-            processes += [report[_NUMBER:] for report in _texts(reports, missing=True)]
         asked = [wire.execute(_command(b"HGETALL", names.hour(second - 3_600 * back))) for back in range(_HOURS)]
         return Published(processes, [_hash(reply) for reply in await _all(asked)])
+
+    async def total(self, names: FleetNames) -> Mapping[bytes, bytes]:
+        """Return what the fleet has counted since the total began, which a later call returns no less of.
+
+        :raises CacheUnavailableError: when Redis does not answer, or refuses.
+        """
+        while True:
+            wire = self._wire(names.total)
+            if not wire.up:
+                await wire.renew()
+            identity = wire.identity
+            reply = await wire.execute(_TOTAL.command((names.total,), identity))
+            # Else the connection was lost meanwhile, and the answer is of a server that was not asked about.
+            if wire.identity == identity:
+                return _hash(reply)
+
+    async def processes(self, names: FleetNames, second: float, life: int) -> list[bytes]:
+        """Return what the processes that run have published.
+
+        :param second: now, in Redis' time.
+        :param life: seconds for which the report of a process counts.
+        :raises CacheUnavailableError: when Redis does not answer, or refuses.
+        """
+        found: list[bytes] = []
+        reporting = await self.reporting(names, second, life)
+        wire = self._wire(names.index)
+        for start in range(0, len(reporting), _TOGETHER):
+            reports = await wire.execute(_command(b"MGET", *reporting[start : start + _TOGETHER]))
+            found += [report[_NUMBER:] for report in _texts(reports, missing=True)]
+        return found
 
     async def reporting(self, names: FleetNames, second: float, life: int) -> list[bytes]:
         """Return the names of what the processes that run have published.
@@ -168,7 +232,7 @@ class FleetKeys:
         :raises CacheUnavailableError: when Redis does not answer, or refuses.
         """
         wire = self._wire(names.index)
-        backs = range(min(count, _MINUTES) - 1, -1, -1)
+        backs = range(min(count, MINUTES) - 1, -1, -1)
         asked = [wire.execute(_command(b"HGETALL", names.minute(second - 60 * back))) for back in backs]
         return [_hash(reply) for reply in await _all(asked)]
 

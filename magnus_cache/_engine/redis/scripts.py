@@ -1,8 +1,10 @@
-"""The Lua scripts: operations that Redis must execute in one step. They compare bytes, and judge no value.
+"""The Lua scripts: operations that Redis must execute in one step.
 
-A script is sent as EVALSHA. A server that does not know it, after a restart or SCRIPT FLUSH, gets the text once. Each
-script that writes a key reads it afterwards: our own write under NOLOOP (see `Command.quiet`) ends the tracking of the
-key for us, and the read starts it again.
+They compare bytes and epochs; whether a value may be served is decided in `store/judge`.
+
+A script is sent as EVALSHA. A server that does not know it, after a restart or SCRIPT FLUSH, gets the text once. A
+script that writes a key of which this process must hear reads it afterwards: our own write under NOLOOP (see
+`Command.quiet`) ends the tracking of the key for us, and the read starts it again.
 """
 
 from collections.abc import Sequence

@@ -23,6 +23,7 @@ class CacheStats(dict[str, Any]):
     ``in_memory_bytes``, ``evictions``, ``expirations``,
     ``fenced_fills`` (values that were overtaken while they were read or loaded, and so not stored),
     ``flights``, ``flights_joined``, ``unattended`` (background loads without a waiting caller),
+    ``outages`` (how often the process lost Redis),
     ``unreplayed`` (whether invalidations wait that Redis has not confirmed),
     ``errors`` (count by reason, see `Reason`), ``levels`` (``l1``, ``l2`` and ``load``, each
     with its count, and for the last two ``p50_ms``, ``p90_ms``, ``p99_ms``), ``namespaces`` (the figures of each, see
@@ -37,8 +38,12 @@ class CacheStats(dict[str, Any]):
 
     With ``scope="fleet"`` they are those of all processes, summed over the last day (`levels`, `namespaces`,
     `functions`, `errors` and all counts), or over the processes that run now (``in_memory_keys``, ``in_memory_bytes``,
-    ``flights``); ``processes`` is the number of these, and ``breaker``, ``journal``, ``nodes`` and ``unreplayed``
-    are missing. While Redis does not answer, they are those of this process.
+    ``flights``, ``unattended``); ``processes`` is the number of these, and ``breaker``, ``journal``, ``nodes`` and
+    ``unreplayed`` are missing. While Redis does not answer, they are those of this process.
+
+    Those of a minute, from `get_history`, have the counts of all namespaces together in place of ``namespaces`` and
+    ``functions``, such as ``loads``; ``at``, the second of the epoch at which the minute began, by the clock of Redis;
+    and ``seconds``, 60, or how many of the present minute have passed. They have no figures that rise and fall.
     """
 
     def __missing__(self, key: str) -> str:
@@ -135,13 +140,14 @@ class Counters:
 class Histogram:
     """Durations in buckets a quarter of an octave wide: percentiles within 19 percent, in constant memory."""
 
-    __slots__ = ("_buckets", "count")
+    __slots__ = ("_buckets", "count", "micros")
 
     _FINEST: Final = 1e-6
     _PER_OCTAVE: Final = 4
 
     def __init__(self) -> None:
         self.count = 0
+        self.micros = 0
         self._buckets = [0] * (40 * self._PER_OCTAVE)
 
     def add(self, duration: float, times: int = 1) -> None:
@@ -149,6 +155,7 @@ class Histogram:
         octaves = math.log2(max(duration, self._FINEST) / self._FINEST)
         self._buckets[min(int(octaves * self._PER_OCTAVE), len(self._buckets) - 1)] += times
         self.count += times
+        self.micros += int(duration * 1e6) * times
 
     def counts(self) -> dict[int, int]:
         """Return the buckets in use: their places, and their counts."""
@@ -158,6 +165,10 @@ class Histogram:
         """Count durations of a bucket, as `counts` of another histogram shows it."""
         self._buckets[min(place, len(self._buckets) - 1)] += times
         self.count += times
+
+    def up_to(self, octave: int) -> int:
+        """Return how many durations were below ``2 ** octave`` microseconds."""
+        return sum(self._buckets[: octave * self._PER_OCTAVE])
 
     def percentile(self, share: float) -> float:
         """Return the duration in seconds that `share` (0 to 1) of all did not exceed; 0 without any."""

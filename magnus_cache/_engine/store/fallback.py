@@ -44,7 +44,7 @@ class Fallback(Coding):
     def offline_verdict(self, ref: KeyRef, entry: Entry) -> Verdict:
         """Return whether memory may serve what it holds although Redis cannot confirm it, and if not, why."""
         generations, offline, now = self.state.generations, ref.namespace.offline, self._clock()
-        # Whoever brought it near may have asked for another grace than this caller.
+        # The caller that brought it into memory may have had another grace than this one.
         grace = min(ref.freshness.grace, entry.end - entry.fresh_until)
         allowed = math.inf if offline is None else generations.served_until(entry.trust, offline, ref.name) - now
         return judge_offline(

@@ -78,7 +78,7 @@ class ManyFills(ManyWrites):
         except CacheUnavailableError:
             return None
         known, token = origin.known, origin.batch.token
-        transaction = Transaction(values, wire, known.outbox_position, known.epoch, origin.cost)
+        transaction = Transaction(values, wire, known.outbox_position, known.since, known.epoch, origin.cost)
         filling = Filling(transaction, leases, origin)
         try:
             filling.raws, expiries = self._packed(transaction)

@@ -116,7 +116,7 @@ class Reads(Fallback):
                     await self.caught_up(connection, ref)
                 entry_here = self.entry_here(ref)
                 if entry_here is not None and connection.trust.has(entry_here.trust) and self._clock() < entry_here:
-                    # Its trust has lapsed because nothing was asked; any answer on its connection renews it.
+                    # Its trust has lapsed because nothing was asked; the answer to a heartbeat renews it, see `Trust`.
                     await connection.renew()
                     if (entry := self._memory.hit(ref.name)) is not None:
                         return entry
@@ -277,7 +277,7 @@ class Reads(Fallback):
             waiter.set_exception(error)
 
     async def look(self, ref: KeyRef) -> Entry | None:
-        """Return the entry of a value from wherever it is: near, in Redis, or in an outage from here."""
+        """Return the entry of a value: from memory, from Redis, or in an outage from what memory still has."""
         entry = self._memory.hit(ref.name) or await self.read(ref)
         return entry if self.is_fresh(entry) else None
 

@@ -87,6 +87,8 @@ async def found_many(reads: Reads, refs: RefMaker, keys: Sequence[Any], names: S
                 if portion.done(weight(entry)):
                     await turn()
             refs.counters.count_many(len(some), hits, near_hits)
+            if reads.state.observers.active:
+                reads.state.observers.looked(refs.namespace, len(some), hits, near_hits)
     return found
 
 
@@ -110,6 +112,8 @@ def found_many_blocking(reads: Reads, refs: RefMaker, keys: Sequence[Any], names
                 hits += 1
                 near_hits += near
         refs.counters.count_many(len(some), hits, near_hits)
+        if reads.state.observers.active:
+            reads.state.observers.looked(refs.namespace, len(some), hits, near_hits)
     return found
 
 

@@ -42,6 +42,7 @@ __all__ = ["SAMPLED", "Writes", "milliseconds"]
 T = TypeVar("T")
 
 _Send = Callable[[bytes, int, "Callable[[bool, Connection, float], bool]"], Awaitable[bool]]
+"""Stores a value, given its bytes, their life in milliseconds, and the receiver of the answer."""
 
 _COMPRESS_HERE: Final = 32_768
 """Bytes that are compressed on the event loop itself: about a millisecond."""
@@ -53,11 +54,23 @@ SAMPLED: Final = 3.0
 """Seconds for which an estimate of Redis' clock is exact enough for a write."""
 
 
+class _Order(NamedTuple):
+    """How a value is stored.
+
+    :ivar send: stores it.
+    :ivar since: the moment (see `Epochs.moment`) when the write, or the load of the value, began.
+    """
+
+    send: _Send
+    since: int
+
+
 class _Sent(NamedTuple):
     ref: KeyRef
     placeholder: Placeholder | None
     record: Record
     times: tuple[int, float]  # its fresh-until in Redis' time, and its life in seconds
+    since: int  # see `_Order`
 
 
 class Writes:
@@ -112,7 +125,7 @@ class Writes:
             nonlocal record
             await self.reads.epoch_sync.settled(wire, ref.epoch_names, tags)
             record = record._replace(epoch=self.state.epochs.highest)
-            await self._send(wire, ref, record, payload, ttl, partial(self.state.client.store, ref.name))
+            await self._send(wire, ref, record, payload, ttl, _Order(partial(self.state.client.store, ref.name), since))
 
         try:
             try:
@@ -140,6 +153,9 @@ class Writes:
     async def fill(self, ref: KeyRef, record: Record, payload: bytes, ttl: float, fence: Fence) -> bool:
         """Store a loaded value unless the load was overtaken; return whether it is stored anywhere.
 
+        What a clear or an invalidated tag has overtaken may still be written to Redis, as its lease may stand. It has
+        the epoch from before the load, so no reader takes it, and memory does not keep it.
+
         :param record: what `record_steps` returned, completed with the cost of the load and the validator.
         :param ttl: seconds.
         """
@@ -162,8 +178,8 @@ class Writes:
             return await self._keep_loaded(ref, record, ttl, overtaken, fence, outcome if outcome.refused else None)
         try:
             self.reads.epoch_sync.prepare(wire, ref.epoch_names, tags)
-            send = partial(self.state.client.fill, ref.name, lease.token)
-            stored = await ask_twice(lambda: self._send(wire, ref, record, payload, ttl, send))
+            order = _Order(partial(self.state.client.fill, ref.name, lease.token), fence.since)
+            stored = await ask_twice(lambda: self._send(wire, ref, record, payload, ttl, order))
         except CacheUnavailableError as error:
             self.reads.failed(ref, error)
             if fence.fresh:
@@ -206,12 +222,11 @@ class Writes:
 
     async def _send(
         self, wire: "Connection", ref: KeyRef, record: Record, payload: bytes, ttl: float,
-        send: _Send,
+        order: _Order,
     ) -> bool:  # fmt: skip
         """Return whether Redis stored a value; if so, keep the value in memory unless its key was touched meanwhile.
 
         :param wire: the connection that carries the command.
-        :param send: stores the value, given its bytes, their life in milliseconds, and the receiver of the answer.
         """
         if not wire.up or self._clock() - wire.time.sampled > SAMPLED:
             # The envelope has the value's end in Redis' time. A wire in use samples that clock all the time. Before a
@@ -233,10 +248,10 @@ class Writes:
         # value in memory after the write, and Redis does not announce our own writes to us.
         self._memory.invalidate(ref.name)
         placeholder = self.reads.expect(ref)
-        receive = partial(self._stored, _Sent(ref, placeholder, record, (fresh_until, ttl)))
+        receive = partial(self._stored, _Sent(ref, placeholder, record, (fresh_until, ttl), order.since))
         life = ttl if record.negative else ttl + ref.freshness.grace
         try:
-            stored: bool = await send(raw, milliseconds(life), receive)
+            stored: bool = await order.send(raw, milliseconds(life), receive)
         finally:
             self.reads.settle(placeholder)
         if stored and wire.time.steps != steps:
@@ -264,13 +279,17 @@ class Writes:
 
     def _stored(self, write: "_Sent", stored: bool, source: "Connection", sent: float) -> bool:
         """Return `stored`; keep a stored value in memory unless its key was touched. Runs inside the reader."""
-        ref, placeholder, record, times = write
+        ref, placeholder, record, times, since = write
+        epochs = self.state.epochs
         known, kept = self.reads.tag_state(ref, record.tags), False
         # By the newest estimate of Redis' clock.
         deadline = source.time.end(*times, sent)
-        lowest_valid = self.state.epochs.lowest_valid(source.known, ref.epoch_names, record.tags)
-        # What waits in the outbox is older than this value, or has voided the placeholder.
-        judged = judge(record, deadline - sent, ref.freshness, lowest_valid, source.time.horizon, pending=False)
+        # In this order, see `judge`. What waits in the outbox is older than this value, or has voided the placeholder;
+        # but for tags, which void none. Their epochs tell nothing while no epoch can be issued: on a cluster, the clock
+        # may be on a node that is away, and this answer come from another one.
+        pending = epochs.overtaken(record.tags, since)
+        lowest_valid = epochs.lowest_valid(source.known, ref.epoch_names, record.tags)
+        judged = judge(record, deadline - sent, ref.freshness, lowest_valid, source.time.horizon, pending)
         if stored and placeholder is not None and judged.serves:
             trust = self.reads.trust(source, sent, ref)
             entry = self.reads.entry(ref, record, trust, (deadline, sent, sent), known)

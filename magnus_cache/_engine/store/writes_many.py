@@ -115,20 +115,22 @@ class Transaction:
     """Values on their way to Redis.
 
     :ivar epoch: the highest epoch that this process had seen before they were made.
+    :ivar since: the moment (see `Epochs.moment`) when the write, or the load of the values, began.
     :ivar cost: the seconds that their load took.
     :ivar alike: the places of those that are judged alike, by the reference of one of them; see `alike`.
     :ivar unconfirmed: the places of the values that Redis may have or not.
     """
 
     __slots__ = (
-        "alike", "cost", "epoch", "part", "placeholders", "position", "records", "steps", "times", "unconfirmed",
-        "waiter", "wire",
+        "alike", "cost", "epoch", "part", "placeholders", "position", "records", "since", "steps", "times",
+        "unconfirmed", "waiter", "wire",
     )  # fmt: skip
 
     def __init__(
-        self, part: ValuesToWrite, wire: "Connection", position: int, epoch: int = 0, cost: float = 0.0
+        self, part: ValuesToWrite, wire: "Connection", position: int, since: int, epoch: int = 0, cost: float = 0.0
     ) -> None:
         self.part = part
+        self.since = since
         self.epoch = epoch
         self.cost = cost
         self.alike = alike(part)
@@ -200,8 +202,9 @@ class ManyWrites(Writes):
         wire = self.state.client.connection(names[0])
         if wire is None:
             return None
+        since = self.state.epochs.moment()
         self.state.forget_names(names)
-        transaction = Transaction(part, wire, self.state.outbox.position)
+        transaction = Transaction(part, wire, self.state.outbox.position, since)
         try:
             for ref in transaction.alike:
                 await self.reads.epoch_sync.settled(wire, ref.epoch_names, part.tags)
@@ -301,11 +304,12 @@ class ManyWrites(Writes):
         # By the newest estimate of Redis' clock.
         end, (until, lives) = connection.time.end, transaction.times
         deadlines = [end(until[place], lives[place], sent) for place in places]
+        # As in `Writes`.
+        pending = self.state.epochs.overtaken(part.tags, transaction.since)
         lowest_valid = self.state.epochs.lowest_valid(connection.known, ref.epoch_names, part.tags)
         # They are judged alike but for their ends, so the one that ends first is judged for all.
-        # What waits in the outbox is older than these values, or has voided the placeholders.
         records, left = transaction.records, min(deadlines) - sent
-        judged = judge(records[0], left, ref.freshness, lowest_valid, connection.time.horizon, pending=False)
+        judged = judge(records[0], left, ref.freshness, lowest_valid, connection.time.horizon, pending)
         if not judged.serves:
             return False
         trust, make = self.reads.trust(connection, sent, ref), self.reads.entry

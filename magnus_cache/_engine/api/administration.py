@@ -1,0 +1,92 @@
+"""The operations of a cache that look at it, and at its fleet: `scan`, `explain`, and the statistics."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from typing import Any, Literal
+
+from magnus_cache._engine.api.explain import explain
+from magnus_cache._engine.api.fleet import history, processes
+from magnus_cache._engine.api.life import AsyncLife
+from magnus_cache._engine.api.local_stats import local_stats
+from magnus_cache._engine.api.scanning import scan
+from magnus_cache._engine.runtime.annotations import readable
+from magnus_cache._engine.runtime.fleet_totals import FleetProcess
+from magnus_cache._engine.runtime.loops import check_loop
+from magnus_cache._engine.runtime.stats import CacheStats
+from magnus_cache._engine.store.explanation import Explanation
+from magnus_cache._engine.store.reads import Reads
+from magnus_cache.errors import CacheArgumentError, CacheUnavailableError
+
+__all__ = ["AsyncAdministration"]
+
+
+@readable
+class AsyncAdministration(AsyncLife):
+    """The operations that look at a cache, for coroutines."""
+
+    _reads: Reads
+
+    def scan(self, namespace: str, match: str = "*") -> AsyncGenerator[str]:
+        """Yield the keys of a namespace, for administration: Redis looks through its whole database.
+
+        Each is a text that every operation takes as key. A key that is stored or removed meanwhile may be missing.
+
+        :param match: a glob for the keys as their callers wrote them, as in `clear`.
+        :raises CacheArgumentError: for a namespace or glob that cannot be used.
+        :raises CacheUnavailableError: when Redis does not answer, or refuses.
+        """
+        check_loop()
+        return scan(self._engine, namespace, match)
+
+    async def explain(self, namespace: str, key: Any) -> Explanation:
+        """Return what the cache knows about a key: where its value is, its age, why it is a miss, and who loads it.
+
+        :raises CacheArgumentError: for a namespace or key that cannot be used.
+        """
+        return await explain(self._reads, self._reads.ref(namespace, key))
+
+    async def get_stats(self, scope: Literal["process", "fleet"] = "process") -> CacheStats:
+        """Return the statistics of this process, or of all that use the same Redis and prefix; see `CacheStats`.
+
+        :param scope: "process", or "fleet" for the sums of all processes, those that have died included.
+        :raises CacheArgumentError: for another scope.
+        """
+        if scope not in {"process", "fleet"}:
+            raise CacheArgumentError("scope", f'it is "process" or "fleet", not {scope!r}')
+        state, figures = self._state, local_stats(self._state, scope)
+        connection = state.client.connection(state.epochs.root)
+        if connection is not None:
+            try:
+                if scope == "fleet":
+                    figures = await state.fleet_stats.figures(connection)
+                total = await state.client.size()
+                # The keys of the cache itself are not values. Leases come and go, so they are not subtracted.
+                total -= await state.client.count(state.epochs.known_names())
+                if names := await state.fleet_stats.key_names(connection):
+                    total -= await state.client.count(names)
+                memory = await state.client.memory_used()
+            except CacheUnavailableError as error:
+                state.stats.failed(error.reason)
+            else:
+                figures["redis_total_keys"] = max(0, total)
+                figures["redis_used_memory"] = memory or "unknown"
+            if nodes := figures.get("nodes"):
+                for node, more in (await state.client.node_figures()).items():
+                    nodes.get(node, {}).update(more)
+        figures["redis_available"] = state.redis_available
+        return figures
+
+    async def get_history(self, minutes: int = 60) -> list[CacheStats]:
+        """Return the statistics of the fleet minute by minute, the present minute last; empty without Redis.
+
+        :param minutes: how many, 1 to 120.
+        :raises CacheArgumentError: for another number.
+        """
+        check_loop()
+        return await history(self._state, minutes)
+
+    async def get_processes(self) -> list[FleetProcess]:
+        """Return the processes that used their cache in the last half minute, the oldest first; empty without Redis."""
+        check_loop()
+        return await processes(self._state)
