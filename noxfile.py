@@ -141,7 +141,7 @@ def wheel(session: nox.Session) -> None:
 @nox.session
 def docs(session: nox.Session) -> None:
     """Build the site of the documentation into .reports/site; a broken link, anchor or reference fails."""
-    install(session, "docs", extras="embedded,cli,openai,langchain,prometheus")
+    install(session, "docs")
     session.env["PYTHONPATH"] = str(Path.cwd())  # zensical uses extensions of ours
     session.run("python", "-m", "zensical", "build", "--clean", "--strict", "-f", ".zensical.toml")
     session.run("python", "-m", "tests.support.site.check", ".reports/site")
