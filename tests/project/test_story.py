@@ -37,8 +37,8 @@ def _free_port() -> int:
 
 
 def _plain(text: str) -> str:
-    """Return what is printed, without the times that differ from run to run."""
-    return re.sub(r"\d+\.\d s\b", "… s", text)
+    """Return what is printed, without the times that differ from run to run, and the blanks of another `wc`."""
+    return re.sub(r"^[ ]+", "", re.sub(r"\d+\.\d s\b", "… s", text), flags=re.MULTILINE)
 
 
 class Terminal:
