@@ -144,9 +144,15 @@ def wheel(session: nox.Session) -> None:
 
 @nox.session
 def docs(session: nox.Session) -> None:
-    """Build the site of the documentation into .reports/site; a broken link, anchor or reference fails."""
-    install(session, "docs", extras="embedded,cli,openai,langchain")
+    """Build the site of the documentation into .reports/site; a broken link, anchor or reference fails.
+
+    `nox -s docs -- serve` shows it in a browser, and builds a page again when it changes.
+    """
+    install(session, "docs")
     session.env["PYTHONPATH"] = str(Path.cwd())  # zensical uses extensions of ours
+    if session.posargs:
+        session.run("python", "-m", "zensical", *session.posargs, "-f", ".zensical.toml")
+        return
     session.run("python", "-m", "zensical", "build", "--clean", "--strict", "-f", ".zensical.toml")
     session.run("python", "-m", "tests.support.site.check", ".reports/site")
 

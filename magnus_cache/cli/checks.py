@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final, Literal, NamedTuple
 
 import redis
-from redis.exceptions import NoPermissionError, RedisError
+from redis.exceptions import NoPermissionError, RedisError, ResponseError
 
 from magnus_cache import CacheManager, Health
 from magnus_cache._engine.codec.envelope import read_header
@@ -204,6 +204,10 @@ def _table(server: "redis.Redis", _: Any, about: str) -> Iterator[Finding]:
         found: Any = server.config_get("tracking-table-max-keys")
     except NoPermissionError:
         yield Finding("tracking table", "ok", f"{tracked:,} keys{about}; its limit can be read with +config|get")
+        return
+    except ResponseError:
+        # Managed services have no CONFIG at all.
+        yield Finding("tracking table", "ok", f"{tracked:,} keys{about}; the server refuses to tell its limit")
         return
     most = int(found.get("tracking-table-max-keys", 0))
     if most and tracked > _FULL * most:

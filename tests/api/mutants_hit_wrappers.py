@@ -1,10 +1,11 @@
 """The guards that `test_hit_wrappers` sees missing."""
 
 import re
+from types import FunctionType
 from typing import Any, Final
 
 from magnus_cache._engine.api import cached, call_memos, hit_wrappers
-from magnus_cache._engine.keys import call_shapes
+from magnus_cache._engine.keys import arguments, call_shapes
 from magnus_cache._engine.memory.entry import Entry
 from tests.support.guards import guard, nothing, put, rewrite
 
@@ -30,6 +31,11 @@ def without_the_types_of_arguments_in_what_is_remembered() -> None:
 @guard(f"{HERE}::test_equal_arguments_of_other_types_and_signs_are_told_apart")
 def without_care_for_the_sign_of_zero() -> None:
     rewrite(call_shapes.exact_types, "kind is float and value != 0.0", "kind is float")
+
+
+@guard(f"{HERE}::test_a_partial_that_fills_in_nothing_has_the_general_wrapper")
+def without_a_look_at_what_callers_call_before_compiling() -> None:
+    put(arguments.Call, "plain", property(lambda self: type(self.function) is FunctionType))
 
 
 @guard(f"{HERE}::test_a_hit_notices_that_its_connection_was_lost")

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import date
 from decimal import Decimal
+from functools import partial
 from typing import Any
 from unittest import mock
 from uuid import UUID
@@ -202,6 +203,24 @@ def test_a_function_behind_another_decorator_has_the_general_wrapper(memory: Cac
 
 
 # -- what the wrapper looks like -----------------------------------------------------------------------------------
+
+
+async def _awaited(x: int = 1) -> int:
+    return x
+
+
+@pytest.mark.parametrize("options", [{}, {"key_func": lambda x=1: x}], ids=["arguments", "key_func"])
+@pytest.mark.parametrize("whole", [lambda: 1, lambda x=1: x, _awaited], ids=["nothing", "x", "awaited"])
+def test_a_partial_that_fills_in_nothing_has_the_general_wrapper(
+    whole: Any, options: Any, memory: CacheManager
+) -> None:
+    if options and "x" not in inspect.signature(whole).parameters:
+        options = {"key_func": lambda: 1}
+    cached = memory.cached("t", **options)(partial(whole))
+    for _ in range(3):
+        found: Any = cached()
+        assert (asyncio.run(found) if inspect.isawaitable(found) else found) == 1
+    assert cached.cache_info()[:3] == (2, 1, 1)
 
 
 def test_wrong_calls_are_refused_in_the_words_of_the_function(memory: CacheManager) -> None:

@@ -71,6 +71,17 @@ def test_a_server_that_is_not_set_up_for_a_cache(
     assert set(found(private_server_with(**options).url, prefix="mine")) == {finding}
 
 
+@pytest.mark.parametrize(("blocked", "problems"), [(["CONFIG"], set()), (["CONFIG", "CLIENT"], {"tracking:fix"})])
+def test_a_managed_server_lacks_only_what_the_cache_needs(
+    blocked: list[str], problems: set[str], private_server_with: Callable[..., Any], tmp_path: Path
+) -> None:
+    """Such a server does not know commands that are left to its owner."""
+    options = tmp_path / "managed.conf"
+    options.write_text("".join(f'rename-command {command} ""\n' for command in blocked))
+    server = private_server_with(**_SET_UP, include=str(options))
+    assert set(found(server.url, prefix="mine")) == problems
+
+
 def test_grants_are_tried(private_server_with: Callable[..., Any]) -> None:
     server = private_server_with(maxmemory="100mb", maxmemory_policy="volatile-lru")
     with redis.Redis(port=server.port) as client:

@@ -2,6 +2,7 @@
 
 from typing import Any, Final
 
+from magnus_cache._engine.api import awaitables
 from magnus_cache._engine.flights import flight
 from magnus_cache._engine.keys import instances
 from magnus_cache._engine.loading import failures as load_failures
@@ -19,6 +20,11 @@ def without_telling_of_loads_that_fail_without_a_caller() -> None:
 @guard(f"{HERE}::test_there_are_not_more_lines_the_more_topics_there_are")
 def without_a_bound_on_the_topics_of_the_log() -> None:
     put(log.RateLimitedLog, "_bounded", lambda _self, topic, _now: topic)
+
+
+@guard(f"{HERE}::test_a_cached_function_is_named_and_not_what_calls_it")
+def without_naming_the_wrapper_of_a_cached_function_after_it() -> None:
+    put(awaitables, "_named_after", lambda _function, call: call)
 
 
 @guard(f"{HERE}::test_managers_of_one_redis_share_the_minute")

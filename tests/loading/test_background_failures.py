@@ -277,6 +277,21 @@ def test_the_name_of_a_function() -> None:
     assert function_name(len) == "builtins.len"
 
 
+@pytest.mark.parametrize("made", [lambda function: function, partial], ids=["function", "partial"])
+def test_a_cached_function_is_named_and_not_what_calls_it(log: Any, made: Any) -> None:
+    sources = iter([lambda: 1])
+
+    def price() -> int:
+        return next(sources, failing_in_a_thread)()
+
+    with virtual_clock() as clock, CacheManager(redis_enabled=False) as cache:
+        cached = cache.cached("t", ttl=10, key="k", grace="1h")(made(price))
+        assert cached() == 1
+        clock.advance(11)
+        assert cached() == 1
+    check_told(log, "k", f"function {__name__}.test_a_cached_function_is_named_and_not_what_calls_it.<locals>.price;")
+
+
 async def test_a_load_that_has_ended_keeps_nothing_of_its_call() -> None:
     from magnus_cache._engine.flights.flight import LOADING, Flight
 

@@ -16,6 +16,7 @@ from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from prometheus_client import REGISTRY
 
 import magnus_cache
+from benchmarks import behaviour
 from magnus_cache import (
     AsyncCacheManager,
     CacheManager,
@@ -407,6 +408,12 @@ def test_the_page_tells_the_namespaces_and_ttls_that_there_are() -> None:
 
 def test_every_part_of_an_explanation_is_on_its_page() -> None:
     assert first_column(PAGES["debugging"].section("Why is this value here?")) == set(Explanation.__dataclass_fields__)
+
+
+def test_the_comparison_says_of_this_cache_what_it_does() -> None:
+    rows = re.findall(r"^\| ([^|]+) \| ([^|]+) \|", PAGES["comparison"].section("Loads"), re.MULTILINE)
+    told = dict(rows[rows.index(("calls of the source by 50 callers", "1")) :])
+    assert told == behaviour.answers("magnus_cache")
 
 
 def test_every_fixture_and_tool_is_on_its_page() -> None:

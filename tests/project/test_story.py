@@ -37,8 +37,8 @@ def _free_port() -> int:
 
 
 def _plain(text: str) -> str:
-    """Return what is printed, without the times that differ from run to run."""
-    return re.sub(r"\d+\.\d s\b", "… s", text)
+    """Return what is printed, without the times that differ from run to run, and the blanks of another `wc`."""
+    return re.sub(r"^[ ]+", "", re.sub(r"\d+\.\d s\b", "… s", text), flags=re.MULTILINE)
 
 
 class Terminal:
@@ -139,6 +139,14 @@ class Desk:
 def desk(tmp_path: Path) -> Iterator[Desk]:
     with contextlib.closing(Desk(tmp_path)) as desk:
         yield desk
+
+
+def test_the_text_names_each_file_and_terminal() -> None:
+    """GitHub does not show the titles of blocks."""
+    text = PAGES["story"].text
+    for found in _BLOCK.finditer(text):
+        before = " ".join(text[: found.start()].rstrip().rpartition("\n\n")[2].split())
+        assert not found[2] or found[2].lower() in before.lower(), before
 
 
 @pytest.mark.timeout(300)

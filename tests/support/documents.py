@@ -96,10 +96,22 @@ def first_column(text: str) -> set[str]:
     return {name for row in rows for name in re.findall(r"`([^`]+)`", row)}
 
 
-PUBLIC = (
-    "magnus_cache", "magnus_cache.embedded", "magnus_cache.errors", "magnus_cache.freshness", "magnus_cache.protocols",
-    "magnus_cache.testing", "magnus_cache.integrations.langchain", "magnus_cache.integrations.openai",
-    "magnus_cache.integrations.pytest",
+def _is_module(name: str) -> bool:
+    path = ROOT / name.replace(".", "/")
+    return path.with_suffix(".py").is_file() or (path / "__init__.py").is_file()
+
+
+PUBLIC = tuple(
+    filter(
+        _is_module,
+        (
+            "magnus_cache", "magnus_cache.dashboard", "magnus_cache.embedded", "magnus_cache.errors",
+            "magnus_cache.events", "magnus_cache.freshness", "magnus_cache.protocols", "magnus_cache.testing",
+            "magnus_cache.integrations.langchain", "magnus_cache.integrations.openai",
+            "magnus_cache.integrations.pytest", "magnus_cache.observability.opentelemetry",
+            "magnus_cache.observability.prometheus",
+        ),
+    )
 )  # fmt: skip
 """The modules whose names the reference explains. `redis_cache_manager` has names of `magnus_cache` alone."""
 

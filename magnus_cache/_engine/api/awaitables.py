@@ -10,6 +10,7 @@ import enum
 import inspect
 import re
 from collections.abc import Awaitable, Callable, Coroutine
+from functools import partial
 from typing import Any, Final, get_origin
 
 from magnus_cache._engine.runtime.waiters import running_loop
@@ -72,7 +73,7 @@ def awaited(function: Callable[..., Any]) -> Callable[..., Coroutine[Any, Any, A
         value = function(*args, **kwargs)
         return await value if inspect.isawaitable(value) else value
 
-    return call
+    return _named_after(function, call)
 
 
 def blocking(function: Callable[..., Any], name: str) -> Callable[..., Any]:
@@ -92,6 +93,15 @@ def blocking(function: Callable[..., Any], name: str) -> Callable[..., Any]:
             )
         return value
 
+    return _named_after(function, call)
+
+
+def _named_after(function: Any, call: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a wrapper the name of what it calls, which the log says when a load fails. `wraps` would do too much."""
+    while isinstance(function, partial):
+        function = function.func
+    call.__module__ = getattr(function, "__module__", None) or call.__module__
+    call.__qualname__ = getattr(function, "__qualname__", None) or type(function).__qualname__
     return call
 
 

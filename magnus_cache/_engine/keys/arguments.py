@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping
+from types import FunctionType
 from typing import Any, Final, TypeAlias
 
 from magnus_cache._engine.keys.closures import closure_of
@@ -64,6 +65,11 @@ class Call:
             first, names = self.positional[0], _FIRST_IN_CLASS if of_class else _FIRST
             if first in names or self.filled.bound or within.after:
                 self.instance = first
+
+    @property
+    def plain(self) -> bool:
+        """Whether callers call a function written in Python itself, and no partial or bound method of it."""
+        return type(self._called) is FunctionType and self._called is self.function
 
     def bind(self, args: Args, kwargs: Kwargs) -> dict[str, Any]:
         """Return the arguments by parameter, defaults filled in.

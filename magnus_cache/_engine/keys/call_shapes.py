@@ -9,7 +9,6 @@ import enum
 import inspect
 from collections.abc import Callable, Collection, Iterable
 from datetime import date
-from types import FunctionType
 from typing import Any, Final, NamedTuple
 from uuid import UUID
 
@@ -73,7 +72,7 @@ def shape_of(call: Call, keyed: Collection[str]) -> CallShape | None:
     """
     function, filled = call.function, call.filled
     if (
-        type(function) is not FunctionType
+        not call.plain  # a partial may fill in nothing
         or call.guessed
         or call.thing is not None
         or "__signature__" in vars(function)
