@@ -19,6 +19,7 @@ from tests.support.guards import guard, nothing, put, rewrite
 HERE: Final = "tests/redis/test_cluster.py"
 VIEW: Final = "tests/redis/test_cluster_view.py"
 ORIGINS: Final = "tests/redis/test_cluster_origins.py"
+SUCCESSORS: Final = "tests/redis/test_cluster_successors.py"
 TRACKING: Final = "tests/redis/test_cluster_tracking.py"
 TRUST: Final = "tests/coordination/test_node_trust.py"
 
@@ -150,3 +151,24 @@ def without_slot_generations() -> None:
 @guard(f"{HERE}::test_invariant_1_an_epoch_that_was_asked_for_before_its_slot_moved_is_asked_for_again")
 def without_doubt_in_epochs_that_are_on_their_way_when_slots_move() -> None:
     rewrite(ClusterWire.slots_moved, "known.since = self.clock()", "pass")
+
+
+@guard(f"{VIEW}::test_a_node_takes_nothing_from_one_that_others_have_confirmed_later")
+def without_the_later_word_of_others() -> None:
+    rewrite(ClusterView._outweighs, "len(found.nodes) > 1", "False")
+
+
+@guard(f"{SUCCESSORS}::test_invariant_7_a_group_moves_on_from_a_successor_while_the_former_primary_still_answers")
+def without_the_roles_of_noted_servers() -> None:
+    rewrite(ClusterLoop.identity_of, "if not self.is_primary(node_id):", "if False:")
+
+
+@guard(f"{ORIGINS}::test_a_successor_is_no_node_that_slots_were_moved_to")
+def without_the_history_that_a_server_has_continued() -> None:
+    rewrite(cluster_origins.standing, "if former and", "if False and")
+
+
+@guard(f"{SUCCESSORS}::test_invariant_7_a_replica_takes_over_from_a_primary_that_still_answers")
+def without_any_doubt_in_the_successor_of_a_primary_that_answers() -> None:
+    rewrite(ClusterLoop.identity_of, "if not self.is_primary(node_id):", "if False:")
+    rewrite(cluster_origins.standing, "if former and", "if False and")

@@ -43,6 +43,15 @@ def test_a_node_that_slots_were_moved_to_is_new() -> None:
     assert judged(dict([A, B]), C, A) is Standing.UNKNOWN
 
 
+def test_a_successor_is_no_node_that_slots_were_moved_to() -> None:
+    """It may lack writes of the primary whose history it has continued, although that one still answers."""
+    present = dict([A, C]).get
+    assert standing(dict([A]), *B, present, b"x") is Standing.UNKNOWN
+    assert standing(dict([A]), *B, present, b"z") is standing(dict([A]), *B, present) is Standing.NEW
+    # What it once lacked was invalidated when it was noted.
+    assert standing(dict([A, B]), *B, present, b"y") is Standing.KNOWN
+
+
 def test_what_is_noted_after_an_invalidation() -> None:
     present = dict([A]).get
 

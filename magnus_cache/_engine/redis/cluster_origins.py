@@ -8,6 +8,9 @@ The races that this excludes
 ----------------------------
 - A group is split over two nodes, and the one without the group's anchor is replaced by a replica. The epochs, at the
   other node, are all there, and say nothing about the writes that the replica lacks.
+- A replica was put in the place of a primary that still answers, as one does that is cut off from the others. It is
+  there as noted, and the replica looks like a node that slots were moved to. So the noted servers have to be primaries
+  now, and a node that has continued the history of one of them is none that slots were moved to.
 - A slot moves on from such a replica before any process has met it there. Its new owner has an identity that is known.
   The one from which the writes came is gone, and still noted.
 """
@@ -57,16 +60,19 @@ def packed(origins: dict[str, bytes]) -> bytes:
 
 
 def standing(
-    origins: dict[str, bytes], node: str, identity: bytes, present: Callable[[str], bytes | None]
+    origins: dict[str, bytes], node: str, identity: bytes, present: Callable[[str], bytes | None], former: bytes = b"",
 ) -> Standing:  # fmt: skip
     """Return what the origins of a group say of the data of a node with this identity.
 
-    :param present: returns the identity of another node that a connection leads to now; None without one.
+    :param present: returns the identity of another primary that a connection leads to now; None without one.
+    :param former: the history that the node has continued in another one's place; empty without one.
     """
     if not origins:
         return Standing.UNKNOWN
     for other, noted in origins.items():
         if noted != (identity if other == node else present(other)):
+            return Standing.UNKNOWN
+        if former and other != node and noted.endswith(b":" + former):
             return Standing.UNKNOWN
     return Standing.KNOWN if node in origins else Standing.NEW
 

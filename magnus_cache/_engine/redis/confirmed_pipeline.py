@@ -88,10 +88,14 @@ class ConfirmedPipeline(Pipeline):
 
     def fail_sent(self, error: CacheUnavailableError) -> None:
         """Tell all who are owed an answer that it will not come, also those whose answer was held back."""
+        self.fail_held(error)
+        super().fail_sent(error)
+
+    def fail_held(self, error: CacheUnavailableError) -> None:
+        """Tell all whose answer is held back that it will not count."""
         held, self.held = self.held, deque()
         for each in held:
             self._fail_held(each.args[0], error)
-        super().fail_sent(error)
 
     def _fail_held(self, asked: Any, error: CacheUnavailableError) -> None:
         if isinstance(asked, InFlight):

@@ -75,6 +75,11 @@ class ConfirmedWire(Wire):
             self._waiting.cancel()
             self._waiting = None
 
+    def replaced(self) -> None:
+        """Note that others have another server in its place: no word comes for what is held back."""
+        # As if the connection was lost: callers ask again, and find the other one.
+        self._pipeline.fail_held(CacheUnavailableError("lost", "another server has taken the place of this one"))
+
     def _pack(self) -> list[bytes | memoryview]:
         self._ask_for_word()
         return super()._pack()

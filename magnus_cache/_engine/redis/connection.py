@@ -254,6 +254,12 @@ def server_identity(server: Any, replication: Any) -> bytes:
     return ":".join(parts).encode()
 
 
+def former_history(replication: Any) -> bytes:
+    """Return the history that a server has followed as a replica before it became a primary; empty if there is none."""
+    former = info(replication, b"master_replid2") or ""
+    return former.encode() if former.strip("0") else b""
+
+
 def is_orphan(replication: Any) -> bool:
     """Whether a server is a replica that has lost its primary, or waits for its first data, by its INFO replication.
 

@@ -41,6 +41,7 @@ __all__ = [
     "Respondent",
     "SlotMap",
     "SlotMapError",
+    "address_id",
     "anchor_tag",
     "changes",
     "from_shards",
@@ -97,6 +98,11 @@ class ClusterNode(NamedTuple):
     def address(self) -> Address:
         """Host and port."""
         return self.host, self.port
+
+
+def address_id(host: str, port: int) -> str:
+    """Return what stands for the id of a node that only a redirection has named, until the next map."""
+    return f"{host}:{port}"
 
 
 def key_slot(key: bytes) -> int:
@@ -249,7 +255,7 @@ def changes(before: SlotMap, after: SlotMap) -> MapChanges:
 def from_shards(reply: Any, respondent: Respondent) -> SlotMap:
     """Return the map in a reply to CLUSTER SHARDS, in the form of RESP2 or RESP3.
 
-    A shard whose primary is not known, as in the middle of a failover, owns nothing.
+    A shard whose primary is not known, as in the middle of a failover, owns nothing: CLUSTER SLOTS knows more.
 
     :raises SlotMapError: for anything else.
     """
@@ -298,11 +304,13 @@ def redirected(node_id: str, host: str, port: int, respondent: Respondent) -> Cl
 
 def _primary(nodes: Sequence[Any], respondent: Respondent) -> ClusterNode | None:
     primaries = [fields for fields in map(_fields, nodes) if _text(fields.get("role")) == "master"]
-    # In a failover the failed one may still be listed beside its successor.
-    primaries.sort(key=lambda fields: fields.get("health") not in (b"online", "online"))
-    if not primaries:
+    # In a failover, the former primary is listed beside its successor, and nothing tells which of them has the slots.
+    # Most often the former one counts as failed. One that comes back, or was not missed yet, does not.
+    online = [fields for fields in primaries if fields.get("health") in (b"online", "online")]
+    candidates = online or primaries
+    if len(candidates) != 1:
         return None
-    fields = primaries[0]
+    (fields,) = candidates
     port = fields.get("tls-port") if respondent.tls else fields.get("port")
     if port is None:
         other, remedy = ("plain TCP", "redis") if respondent.tls else ("TLS", "rediss")
