@@ -4,14 +4,14 @@ from typing import Any, Final
 
 from magnus_cache._engine.coherence.node_trust import NodeTrust
 from magnus_cache._engine.coordination.leases import Leases
-from magnus_cache._engine.redis import cluster_origins, cluster_pipeline, cluster_scripts, cluster_wire
+from magnus_cache._engine.redis import cluster, cluster_origins, cluster_pipeline, cluster_scripts, cluster_wire
 from magnus_cache._engine.redis.cluster_loop import ClusterLoop
 from magnus_cache._engine.redis.cluster_pipeline import ClusterPipeline
 from magnus_cache._engine.redis.cluster_topology import ClusterTopology
 from magnus_cache._engine.redis.cluster_view import ClusterView
 from magnus_cache._engine.redis.cluster_wire import ClusterWire
 from magnus_cache._engine.redis.confirmed_wire import ConfirmedWire
-from magnus_cache._engine.redis.slots import SlotMap
+from magnus_cache._engine.redis.slots import GROUPS, SlotMap, anchor_tag, group_of, key_slot
 from magnus_cache._engine.redis.topology import Topology
 from magnus_cache._engine.store.settled_reads import SettledReads
 from tests.support.guards import guard, nothing, put, rewrite
@@ -172,3 +172,23 @@ def without_the_history_that_a_server_has_continued() -> None:
 def without_any_doubt_in_the_successor_of_a_primary_that_answers() -> None:
     rewrite(ClusterLoop.identity_of, "if not self.is_primary(node_id):", "if False:")
     rewrite(cluster_origins.standing, "if former and", "if False and")
+
+
+@guard(f"{HERE}::test_invariant_7_what_was_invalidated_does_not_revive_when_its_slots_move")
+def without_epochs_that_move_with_their_slots() -> None:
+    """Each node has one copy of an epoch, which judges all values that are there at the time."""
+    views: list[ClusterView] = []
+    made = ClusterTopology.__init__
+
+    def make(topology: ClusterTopology, *args: Any) -> None:
+        made(topology, *args)
+        views.append(topology.view)
+
+    def group_of_node(name: bytes) -> int:
+        owner = views[-1].map.owner
+        node = owner(key_slot(name))
+        same = (group for group in range(GROUPS) if owner(key_slot(anchor_tag(group))) is node)
+        return group_of(key_slot(name)) if node is None else next(same)
+
+    put(ClusterTopology, "__init__", make)
+    put(cluster, "group_of_name", group_of_node)
