@@ -187,8 +187,8 @@ def without_epochs_that_move_with_their_slots() -> None:
     def group_of_node(name: bytes) -> int:
         owner = views[-1].map.owner
         node = owner(key_slot(name))
-        same = (group for group in range(GROUPS) if owner(key_slot(anchor_tag(group))) is node)
-        return group_of(key_slot(name)) if node is None else next(same)
+        same = [group for group in range(GROUPS) if owner(key_slot(anchor_tag(group))) is node]
+        return group_of(key_slot(name)) if node is None else same[-1]
 
     put(ClusterTopology, "__init__", make)
     put(cluster, "group_of_name", group_of_node)

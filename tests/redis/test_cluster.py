@@ -686,6 +686,7 @@ async def test_invariant_7_what_was_invalidated_does_not_revive_when_its_slots_m
     key, slot = key_on(cluster, primary)
     await _gather(cluster, group_of(slot), primary)
     async with cache_of(cluster) as one:
+        await one.get("t", "another")  # it knows which node has which key
         await one.set_many("t", dict.fromkeys(KEYS, 1))  # no group is new to the other nodes
         await one.set("t", key, "old")
         replica = await _lose_a_delete(cluster, one, key)
