@@ -24,20 +24,20 @@ that hash into each group.
 """
 
 from binascii import crc_hqx
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from itertools import pairwise
 from typing import Any, Final, NamedTuple
 
 from redis.crc import key_slot as _slot_of_tag
 
+from magnus_cache._engine.redis.endpoint import MOST_PORT, Address, Remap
+
 __all__ = [
     "GROUPS",
     "SLOTS",
-    "Address",
     "ClusterNode",
     "MapChanges",
-    "Remap",
     "Respondent",
     "SlotMap",
     "SlotMapError",
@@ -60,18 +60,11 @@ _GROUP_BITS: Final = 8
 _MOST_NODES: Final = 1_024
 """Nodes in a reply; the Redis documentation advises against more than a thousand."""
 
-_MOST_PORT: Final = 65_535
 _MOST_TEXT: Final = 512
 """Characters of an id or host name."""
 
 _UNKNOWN_NAME: Final = "?"
 """What a server sends where it prefers a host name and has none."""
-
-Address = tuple[str, int]
-"""Host, without brackets, and port."""
-
-Remap = Callable[[Address], Address]
-"""Returns the address at which this process reaches a node, given the one that the cluster announces."""
 
 
 class SlotMapError(ValueError):
@@ -336,7 +329,7 @@ def _node(node_id: Any, host: str, port: Any, respondent: Respondent) -> Cluster
     name = _text(node_id)
     if not name:
         raise SlotMapError("a node has no id")
-    if type(port) is not int or not 0 < port <= _MOST_PORT:
+    if type(port) is not int or not 0 < port <= MOST_PORT:
         raise SlotMapError("a node has no port")
     address = (host, port) if respondent.remap is None else respondent.remap((host, port))
     return ClusterNode(name, *address)
