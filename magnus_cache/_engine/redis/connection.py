@@ -36,7 +36,7 @@ from magnus_cache._engine.redis.incoming import Incoming
 if TYPE_CHECKING:
     from magnus_cache._engine.redis.endpoint import Endpoint
 
-__all__ = ["Push", "answers", "is_orphan", "opened", "push_of", "server_identity", "writer_of"]
+__all__ = ["Push", "answers", "former_history", "is_orphan", "opened", "push_of", "server_identity", "writer_of"]
 
 _READ_BYTES: Final = 256 * 1024
 """How much one read from the socket may take: large enough that a batch of 256 small values is one read."""
