@@ -192,3 +192,13 @@ def without_epochs_that_move_with_their_slots() -> None:
 
     put(ClusterTopology, "__init__", make)
     put(cluster, "group_of_name", group_of_node)
+
+
+@guard(f"{ORIGINS}::test_a_former_primary_tells_whether_its_successor_has_all_its_writes")
+def without_the_history_that_a_former_primary_could_continue() -> None:
+    rewrite(cluster_origins.lacks_nothing, 'return bool(former) and identity.endswith(b":" + former)', "return True")
+
+
+@guard(f"{SUCCESSORS}::test_values_stay_valid_in_a_planned_failover")
+def without_the_word_of_former_primaries() -> None:
+    rewrite(cluster_origins.lacks_nothing, 'return bool(former) and identity.endswith(b":" + former)', "return False")

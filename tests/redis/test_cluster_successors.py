@@ -122,3 +122,28 @@ async def test_invariant_1_a_former_primary_that_is_still_listed_is_not_believed
 
         await wait_until_answered(is_found)
         cluster.heal()
+
+
+async def test_values_stay_valid_in_a_planned_failover(private_cluster_with: StartCluster) -> None:
+    """The former primary tells that the replica had all its writes."""
+    cluster = private_cluster_with(3, 3, node_timeout=30.0)
+    primary = cluster.primaries[0]
+    replica = cluster.replicas_of(primary)[0]
+    keys = [cluster.key_on(primary, number, prefix="magnus:t:").removeprefix("magnus:t:") for number in range(40)]
+    async with cache_of(cluster, op_timeout=5.0) as one, cache_of(cluster, op_timeout=5.0) as other:
+        await one.set_many("t", dict.fromkeys(keys, "kept"))
+        await one.delete("t", keys[0])
+        assert await other.get_many("t", keys) == dict.fromkeys(keys[1:], "kept")
+        await asyncio.to_thread(cluster.promote, replica)
+
+        async def is_found() -> bool:
+            await one.get("t", keys[1])
+            return primary.id not in cluster_view_of(one).map.nodes
+
+        await wait_until_answered(is_found)
+        for cache in (one, other):
+            assert await cache.get_many("t", keys) == dict.fromkeys(keys[1:], "kept")
+        assert await other.set("t", keys[0], "new")
+        assert "new" in str(replica.ask("GET", f"magnus:t:{keys[0]}"))
+        async with cache_of(cluster) as fresh:
+            assert await fresh.get_many("t", keys[1:]) == dict.fromkeys(keys[1:], "kept")

@@ -180,6 +180,45 @@ class ClusterLoop:
         """Whether a node owns slots."""
         return node_id in self._topology.view.map.nodes
 
+    async def successors(self, noted: dict[str, bytes], doubted: list[ClusterWire]) -> dict[str, bytes] | None:
+        """Return the origins of a group with the successors of former primaries in their place.
+
+        None unless each of these primaries tells that its successor has all its writes.
+
+        :param noted: the origins.
+        :param doubted: the connections to servers that may lack writes of the group.
+        """
+        found = dict(noted)
+        for node, identity in noted.items():
+            if self.identity_of(node) == identity:
+                continue
+            ends = {b":" + wire.server.former: wire for wire in doubted if wire.server.former}
+            heir = next((wire for end, wire in ends.items() if identity.endswith(end)), None)
+            former = next(
+                (wire for wire in self.all_wires() if wire.node_id == node and wire.up and wire.identity == identity),
+                None,
+            )
+            if heir is None or former is None or not await self._lacks_nothing(heir, former):
+                return None
+            del found[node]
+            found[heir.node_id] = heir.identity
+        return found
+
+    async def _lacks_nothing(self, heir: ClusterWire, former: ClusterWire) -> bool:
+        """Return whether a former primary tells, in time, that its successor has all its writes."""
+        # It takes some milliseconds until it is a replica.
+        until = self._topology.clock() + self._topology.op_timeout / 2
+        identity, history = former.identity, heir.server.history
+        while former.up and former.identity == identity and self._topology.clock() < until:
+            try:
+                told = origins.lacks_nothing(identity, await former.ask_history(), history)
+            except CacheUnavailableError:
+                return False
+            if told is not None:
+                return told and former.up and heir.up and heir.server.history == history
+            await asyncio.sleep(_REFRESH / 2)
+        return False
+
     async def meet(self) -> None:
         """Return once a connection leads to each primary, as far as they answer."""
         absent = [wire for wire in self.primaries() if not wire.up]

@@ -3,6 +3,7 @@
 A server that was started anew, or put in the place of another one, may lack the latest writes. So each group notes, in
 one key beside its epochs, the identity of each server that has, or had, slots of it: ``node=identity`` for each node,
 with spaces between. What a connection brings of the group is believed only if all of these servers are there as noted.
+A planned failover loses nothing. The former primary can tell so, see `lacks_nothing`: then its successor is noted.
 
 The races that this excludes
 ----------------------------
@@ -19,7 +20,10 @@ from collections.abc import Callable
 from enum import Enum, auto
 from typing import Final
 
-__all__ = ["Standing", "after", "entry", "packed", "read", "standing"]
+from magnus_cache._engine.redis.commands import info
+from magnus_cache._engine.redis.connection import former_history
+
+__all__ = ["Standing", "after", "entry", "lacks_nothing", "packed", "read", "standing"]
 
 _MOST: Final = 1_024
 """Origins of one group, which has 256 slots at a time."""
@@ -75,6 +79,24 @@ def standing(
         if former and other != node and noted.endswith(b":" + former):
             return Standing.UNKNOWN
     return Standing.KNOWN if node in origins else Standing.NEW
+
+
+def lacks_nothing(identity: bytes, replication: object, successor: bytes) -> bool | None:
+    """Return whether the successor of a primary has all its writes, as that one tells; None while it cannot tell yet.
+
+    As a replica, it has asked its successor to continue its own history where it has ended. A server does so only if
+    it has that history up to this very write; else it sends all its data anew, and nothing is left of the history.
+
+    :param identity: as noted of the former primary; the connection to it has lasted since.
+    :param replication: its answer to INFO replication.
+    :param successor: identifies the present history of the successor.
+    """
+    if info(replication, b"role") != "slave" or info(replication, b"master_link_status") != "up":
+        return None
+    if info(replication, b"master_replid") != successor.decode("ascii", "replace"):
+        return None
+    former = former_history(replication)
+    return bool(former) and identity.endswith(b":" + former)
 
 
 def after(

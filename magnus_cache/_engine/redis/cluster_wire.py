@@ -22,6 +22,7 @@ The races that this excludes
   finds both. Otherwise it would invalidate what was loaded after the first one.
 """
 
+import asyncio
 import math
 from collections.abc import Callable
 from functools import partial
@@ -45,7 +46,7 @@ from magnus_cache._engine.redis.confirmed_pipeline import Question
 from magnus_cache._engine.redis.connection import server_identity
 from magnus_cache._engine.redis.diagnosis import none_of
 from magnus_cache._engine.redis.events import WireLimits, WireListener
-from magnus_cache._engine.redis.exchange import Callback, Connection, ReadBatch, Receive, Waiter
+from magnus_cache._engine.redis.exchange import Callback, Connection, ReadBatch, Receive, Waiter, as_it_is
 from magnus_cache._engine.redis.heartbeat import Heartbeat, take_time
 from magnus_cache._engine.redis.requests import Call, Read
 from magnus_cache._engine.redis.server_time import RedisTime
@@ -247,6 +248,24 @@ class ClusterWire(NodeAnswers):
         self._pipeline.add_first(Question(command, took_map, Callback(None, refused)))
         self._pipeline.add_first(Question(cluster_scripts.CLUSTER_INFO, took_state, Callback()))
         self._sender.kick()
+
+    def ask_history(self) -> asyncio.Future[Any]:
+        """Return the future of the node's answer to INFO replication, whatever others say of it.
+
+        :raises CacheUnavailableError: at once, when the node is known to be away.
+        """
+        self._admit()
+        waiter: asyncio.Future[Any] = self.loop.create_future()
+        self._pipeline.add_first(Question(commands.INFO_REPLICATION, as_it_is, waiter))
+        self._sender.kick()
+        return waiter
+
+    def replaced(self) -> None:
+        """Note that the node owns no slots any more: no word comes for what is held back."""
+        if isinstance(self._heartbeat, _ClusterHeartbeat):
+            # It would end the connection, as the node has become a replica; see `ClusterLoop.successors`.
+            self._heartbeat.rest()
+        super().replaced()
 
     def slots_moved(self, moved: MapChanges) -> None:
         """Trust nothing in some slots that was read through this connection until now: they have moved.
