@@ -42,7 +42,10 @@ def main() -> int:
     bad = [row for row in rows if row.errors or row.stale or row.outbox < 0 or row.p99 >= 2 * OP_TIMEOUT]
     for row in bad:
         back = "never well again" if row.outbox < 0 else f"well again after {row.outbox:.2f} s"
-        print(f"{row.fault}: {row.errors} errors {row.error_kinds}, {row.stale} stale {row.examples}")
+        print(f"{row.fault}: {row.errors} errors {row.error_kinds}, {row.stale} stale")
+        for example in row.examples:
+            trail = "\n    ".join(example.pop("trail"))
+            print(f"  {example}\n    {trail}")
         print(f"{row.fault}: p99 {row.p99:.2f} s at an op_timeout of {OP_TIMEOUT:g} s, {back}")
     if late:
         print(f"ours took more than twice the op_timeout of {OP_TIMEOUT:g} s")

@@ -13,11 +13,13 @@ A process that cannot reach Redis serves what it has: only (a) holds for it, unt
 import threading
 import time
 from bisect import bisect_left
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Any
 
 from magnus_cache._engine.coordination.state import State
+from tests.chaos.trail import Trail
 
 __all__ = ["Cache", "Ledger", "Stale"]
 
@@ -37,6 +39,8 @@ class Stale:
     cache: int
     seconds: float
     """Since the invalidation."""
+    trail: list[str]
+    """What happened to the value before."""
 
 
 @dataclass
@@ -58,11 +62,15 @@ class Ledger:
 
     :param bound: seconds.
     :param strict: whether (b) holds while Redis is away, too: caches that serve nothing then, see `Namespace.offline`.
+    :ivar trail: what happens to the values.
+    :ivar place_of: returns the name of a key's value, and how the names of the epochs begin that cover it.
     """
 
     def __init__(self, bound: float, *, strict: bool = False) -> None:
         self.bound = bound
         self.strict = strict
+        self.trail = Trail()
+        self.place_of: Callable[[str], tuple[bytes, list[bytes]]] = lambda key: (key.encode(), [])
         self.loads = 0
         self.stale: list[Stale] = []
         self._lock = threading.Lock()
@@ -91,6 +99,9 @@ class Ledger:
     def told(self, cache: Cache, versions: dict[str, int]) -> None:
         """Note that a cache has been told, and returned."""
         now = time.monotonic()
+        told = "told Redis" if not cache.state.outbox.pending else "told, and Redis was not"
+        for key, version in versions.items():
+            self.trail.note(self.place_of(key)[0], cache.number, f"version {version} of the source: {told}")
         with self._lock:
             for key, version in versions.items():
                 cache.floors[key] = max(cache.floors.get(key, 0), version)
@@ -128,6 +139,7 @@ class Ledger:
         """
         assert value[0] == key, f"{key} got the value of {value[0]}"
         got: int = value[1]
+        self.trail.note(self.place_of(key)[0], cache.number, f"a read that began at {began:.4f} got {got}")
         if got < floor:
             self._accuse("a", key, got, floor, cache, 0.0)
         if life is not None and (age := began - value[2]) > life + _LATE:
@@ -144,4 +156,4 @@ class Ledger:
                 self._accuse("b", key, got, newest, cache, began - moments[first])
 
     def _accuse(self, rule: str, key: str, got: int, floor: int, cache: Cache, seconds: float) -> None:
-        self.stale.append(Stale(rule, key, got, floor, cache.number, seconds))
+        self.stale.append(Stale(rule, key, got, floor, cache.number, seconds, self.trail.of(*self.place_of(key))))

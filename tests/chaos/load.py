@@ -9,6 +9,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from magnus_cache import AsyncCacheManager, Namespace
@@ -61,6 +62,15 @@ def tags(key: str) -> tuple[str, ...]:
     return (f"{key[0]}tag{int(key[1:]) % TAGS}",) if key[0] in "kp" else ()
 
 
+def place_of(key: str, *, strict: bool) -> tuple[bytes, list[bytes]]:
+    """Return the name of a key's value, and how the names of the epochs that cover it, and the prefixes, begin."""
+    plain = {"k": "chaos", "p": POLICY}.get(key[0], "written")
+    namespace = str(STRICT[plain] if strict else plain)
+    covers = [f"magnus!tag:{tag}" for tag in tags(key)]
+    covers += [f"magnus!epoch:{namespace}", "magnus!epoch{", f"magnus:{namespace}:"]
+    return f"magnus:{namespace}:{key}".encode(), [each.encode() for each in covers]
+
+
 class Callers:
     """Two hundred callers, until they are told to stop."""
 
@@ -69,6 +79,9 @@ class Callers:
         self._count = count
         self._over = threading.Event()
         self._seen = Seen()
+        world.ledger.place_of = partial(place_of, strict=world.ledger.strict)
+        for cache in world.caches:
+            world.ledger.trail.name(cache.number, cache.state)
 
     def take(self) -> Seen:
         """Return what was seen so far, and begin anew."""

@@ -49,6 +49,11 @@ def strike(name: str, seconds: float = 2.0, callers: int = 200, kind: str = "val
 
 
 async def _strike(here: Scene, name: str, fault: Callable[[], None], count: int, quiet: float) -> Row:
+    with here.ledger.trail.watching():
+        return await _struck(here, name, fault, count, quiet)
+
+
+async def _struck(here: Scene, name: str, fault: Callable[[], None], count: int, quiet: float) -> Row:
     callers = Callers(here, count)
     calling = asyncio.create_task(callers.run())
     looking = asyncio.create_task(_look(here))

@@ -4,14 +4,14 @@ from typing import Any, Final
 
 from magnus_cache._engine.coherence.node_trust import NodeTrust
 from magnus_cache._engine.coordination.leases import Leases
-from magnus_cache._engine.redis import cluster_origins, cluster_pipeline, cluster_scripts, cluster_wire
+from magnus_cache._engine.redis import cluster, cluster_origins, cluster_pipeline, cluster_scripts, cluster_wire
 from magnus_cache._engine.redis.cluster_loop import ClusterLoop
 from magnus_cache._engine.redis.cluster_pipeline import ClusterPipeline
 from magnus_cache._engine.redis.cluster_topology import ClusterTopology
 from magnus_cache._engine.redis.cluster_view import ClusterView
 from magnus_cache._engine.redis.cluster_wire import ClusterWire
 from magnus_cache._engine.redis.confirmed_wire import ConfirmedWire
-from magnus_cache._engine.redis.slots import SlotMap
+from magnus_cache._engine.redis.slots import GROUPS, SlotMap, anchor_tag, group_of, key_slot
 from magnus_cache._engine.redis.topology import Topology
 from magnus_cache._engine.store.settled_reads import SettledReads
 from tests.support.guards import guard, nothing, put, rewrite
@@ -19,6 +19,7 @@ from tests.support.guards import guard, nothing, put, rewrite
 HERE: Final = "tests/redis/test_cluster.py"
 VIEW: Final = "tests/redis/test_cluster_view.py"
 ORIGINS: Final = "tests/redis/test_cluster_origins.py"
+SUCCESSORS: Final = "tests/redis/test_cluster_successors.py"
 TRACKING: Final = "tests/redis/test_cluster_tracking.py"
 TRUST: Final = "tests/coordination/test_node_trust.py"
 
@@ -150,3 +151,54 @@ def without_slot_generations() -> None:
 @guard(f"{HERE}::test_invariant_1_an_epoch_that_was_asked_for_before_its_slot_moved_is_asked_for_again")
 def without_doubt_in_epochs_that_are_on_their_way_when_slots_move() -> None:
     rewrite(ClusterWire.slots_moved, "known.since = self.clock()", "pass")
+
+
+@guard(f"{VIEW}::test_a_node_takes_nothing_from_one_that_others_have_confirmed_later")
+def without_the_later_word_of_others() -> None:
+    rewrite(ClusterView._outweighs, "len(found.nodes) > 1", "False")
+
+
+@guard(f"{SUCCESSORS}::test_invariant_7_a_group_moves_on_from_a_successor_while_the_former_primary_still_answers")
+def without_the_roles_of_noted_servers() -> None:
+    rewrite(ClusterLoop.identity_of, "if not self.is_primary(node_id):", "if False:")
+
+
+@guard(f"{ORIGINS}::test_a_successor_is_no_node_that_slots_were_moved_to")
+def without_the_history_that_a_server_has_continued() -> None:
+    rewrite(cluster_origins.standing, "if former and", "if False and")
+
+
+@guard(f"{SUCCESSORS}::test_invariant_7_a_replica_takes_over_from_a_primary_that_still_answers")
+def without_any_doubt_in_the_successor_of_a_primary_that_answers() -> None:
+    rewrite(ClusterLoop.identity_of, "if not self.is_primary(node_id):", "if False:")
+    rewrite(cluster_origins.standing, "if former and", "if False and")
+
+
+@guard(f"{HERE}::test_invariant_7_what_was_invalidated_does_not_revive_when_its_slots_move")
+def without_epochs_that_move_with_their_slots() -> None:
+    """Each node has one copy of an epoch, which judges all values that are there at the time."""
+    views: list[ClusterView] = []
+    made = ClusterTopology.__init__
+
+    def make(topology: ClusterTopology, *args: Any) -> None:
+        made(topology, *args)
+        views.append(topology.view)
+
+    def group_of_node(name: bytes) -> int:
+        owner = views[-1].map.owner
+        node = owner(key_slot(name))
+        same = [group for group in range(GROUPS) if owner(key_slot(anchor_tag(group))) is node]
+        return group_of(key_slot(name)) if node is None else same[-1]
+
+    put(ClusterTopology, "__init__", make)
+    put(cluster, "group_of_name", group_of_node)
+
+
+@guard(f"{ORIGINS}::test_a_former_primary_tells_whether_its_successor_has_all_its_writes")
+def without_the_history_that_a_former_primary_could_continue() -> None:
+    rewrite(cluster_origins.lacks_nothing, 'return bool(former) and identity.endswith(b":" + former)', "return True")
+
+
+@guard(f"{SUCCESSORS}::test_values_stay_valid_in_a_planned_failover")
+def without_the_word_of_former_primaries() -> None:
+    rewrite(cluster_origins.lacks_nothing, 'return bool(former) and identity.endswith(b":" + former)', "return False")

@@ -2,9 +2,10 @@
 
 from typing import Any, Final
 
+from magnus_cache._engine.redis import sentinel_view
 from magnus_cache._engine.redis.confirmed_wire import ConfirmedWire
 from magnus_cache._engine.redis.sentinel_view import SentinelView, Verdict
-from tests.support.guards import guard, put, rewrite
+from tests.support.guards import guard, nothing, put, rewrite
 
 HERE: Final = "tests/redis/test_sentinel.py"
 VIEW: Final = "tests/redis/test_sentinel_view.py"
@@ -20,7 +21,7 @@ def without_the_word_of_a_majority_of_sentinels() -> None:
 
 @guard(f"{HERE}::test_invariant_1_a_primary_without_a_majority_is_not_believed")
 def without_a_majority_among_the_sentinels() -> None:
-    rewrite(SentinelView.verdict, "default=1) // 2 + 1", "default=1) * 0 + 1")
+    rewrite(sentinel_view._majority, "default=1) // 2 + 1", "default=1) * 0 + 1")
 
 
 @guard(f"{VIEW}::test_a_promoted_replica_puts_the_named_one_in_doubt")
@@ -44,3 +45,11 @@ def without_the_answers_of_the_other_servers() -> None:
         return verdict(view, fresh, ())
 
     put(SentinelView, "verdict", unawaited)
+
+
+@guard(
+    f"{HERE}::test_a_server_that_was_removed_from_the_service_and_is_used_for_something_else",
+    f"{VIEW}::test_what_the_sentinels_list",
+)
+def without_forgetting_servers_that_were_removed() -> None:
+    put(SentinelView, "listed", nothing)

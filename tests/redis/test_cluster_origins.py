@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from magnus_cache._engine.redis.cluster_origins import Standing, after, packed, read, standing
+from magnus_cache._engine.redis.cluster_origins import Standing, after, lacks_nothing, packed, read, standing
 
 A, B, C = ("a" * 40, b"run-a:x"), ("b" * 40, b"run-b:y"), ("c" * 40, b"run-c:z")
 
@@ -41,6 +41,32 @@ def test_a_node_that_slots_were_moved_to_is_new() -> None:
     assert judged(dict([A]), B, A) is Standing.NEW
     assert judged(dict([A]), B) is Standing.UNKNOWN  # it may be the successor
     assert judged(dict([A, B]), C, A) is Standing.UNKNOWN
+
+
+def test_a_successor_is_no_node_that_slots_were_moved_to() -> None:
+    """It may lack writes of the primary whose history it has continued, although that one still answers."""
+    present = dict([A, C]).get
+    assert standing(dict([A]), *B, present, b"x") is Standing.UNKNOWN
+    assert standing(dict([A]), *B, present, b"z") is standing(dict([A]), *B, present) is Standing.NEW
+    # What it once lacked was invalidated when it was noted.
+    assert standing(dict([A, B]), *B, present, b"y") is Standing.KNOWN
+
+
+def test_a_former_primary_tells_whether_its_successor_has_all_its_writes() -> None:
+    told = {
+        b"role": b"slave", b"master_link_status": b"up", b"master_replid": b"new", b"master_replid2": b"old",
+    }  # fmt: skip
+
+    def tells(**fields: bytes) -> bool | None:
+        found = told | {name.encode(): value for name, value in fields.items()}
+        return lacks_nothing(b"run:old", b"\r\n".join(b"%b:%b" % each for each in found.items()), b"new")
+
+    assert tells() is True
+    # It was sent all data anew: its own history is gone. Or it is that of another one.
+    assert tells(master_replid2=b"0" * 40) is tells(master_replid2=b"other") is False
+    # It is no replica yet, has not begun, or follows another server.
+    assert tells(role=b"master") is tells(master_link_status=b"down") is tells(master_replid=b"other") is None
+    assert lacks_nothing(b"run:old", None, b"new") is lacks_nothing(b"run:old", ValueError(), b"new") is None
 
 
 def test_what_is_noted_after_an_invalidation() -> None:

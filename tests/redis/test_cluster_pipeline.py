@@ -1,6 +1,7 @@
 """Answers to GETs that were sent together to a node of a cluster: in order with announcements, however they arrive."""
 
 import asyncio
+import math
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -102,3 +103,26 @@ async def test_answers_however_they_arrive(cluster: EmbeddedCluster, cut: bool) 
         assert node.pipeline.pending == 0
         # It is still in step.
         node.arrives(push(b"magnus:far:other"))
+
+
+async def test_invariant_10_what_was_held_back_is_released_in_turns_of_the_loop(cluster: EmbeddedCluster) -> None:
+    """Announcements of many names, and the answers among them, come in their order; others wait behind them."""
+    async with silent(cluster, "k") as node:
+        state, wire = state_of(node.cache), node.wire
+        names = state.epochs.names_for(FAR, state.keyspace.value_name(FAR, "k"))
+        reads = [asyncio.create_task(node.cache.get(FAR, "k")) for _ in range(2)]
+        await node.asked(2)
+        others = b"".join(text(b"magnus:far:%d" % number) for number in range(100_000))
+        # No other node has its turn in between.
+        vouched, wire.known.vouched = wire.known.vouched, -math.inf
+        node.arrives(b"_\r\n_\r\n" + b">2\r\n" + text(b"invalidate") + b"*100000\r\n" + others)
+        assert not any(read.done() for read in reads)
+        wire.vouched(vouched)
+        # It has begun, and other tasks have their turns.
+        assert node.pipeline.releasing
+        node.arrives(push(names.control))
+        assert names.control in wire.known.current
+        assert await asyncio.gather(*reads) == [None, None]
+        await wait_until_async(lambda: not node.pipeline.releasing)
+        assert names.control in wire.known.doubts
+        assert not node.pipeline.held

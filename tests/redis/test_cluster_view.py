@@ -68,6 +68,25 @@ def test_a_node_takes_over_from_one_that_neither_lives_nor_is_in_its_map(seen: S
     assert seen.view.map.owner(SLOTS - 1) == C  # it lives
 
 
+def test_a_node_takes_nothing_from_one_that_others_have_confirmed_later(seen: Seen) -> None:
+    """There is no connection yet to a replica that was promoted just now, and one that was cut off claims its own."""
+    seen.alive.discard("r")
+    seen.view.confirm(thirds(A, B, C), "b", 1.0)
+    seen.view.adopt(thirds(R, B, C), "b", 2.0)
+    seen.view.confirm(thirds(R, B, C), "b", 2.0)
+    seen.view.adopt(thirds(A, B, C), "a", 3.0)
+    assert seen.view.map == thirds(R, B, C)
+
+
+def test_the_only_primary_takes_over_by_its_own_word() -> None:
+    """No other one could confirm it."""
+    seen, before, after = Seen(), SlotMap([(0, SLOTS - 1, A)]), SlotMap([(0, SLOTS - 1, R)])
+    seen.view.adopt(before, "a", 1.0)
+    seen.view.confirm(before, "a", 1.0)
+    seen.view.adopt(after, "r", 2.0)
+    assert seen.view.map == after
+
+
 def test_slots_that_a_node_does_not_know_stay_where_they_are(seen: Seen) -> None:
     seen.view.adopt(SlotMap([(0, 4999, A), (10_000, SLOTS - 1, C)]), "c", 2.0)
     assert seen.view.map == thirds(A, B, C)

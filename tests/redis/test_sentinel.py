@@ -266,6 +266,31 @@ async def _reason(caplog: pytest.LogCaptureFixture, **options: Any) -> str:
     return reason
 
 
+async def test_a_server_that_was_removed_from_the_service_and_is_used_for_something_else(
+    private_sentinels_with: Callable[..., EmbeddedSentinels],
+) -> None:
+    """It is a primary of its own by then, and the sentinels do not list it any more."""
+    sentinels = private_sentinels_with()
+    async with cache_of(sentinels) as cache:
+        assert await cache.set("t", "key", "value")
+        removed = next(node for node in sentinels.servers if node != sentinels.primary)
+        primary = sentinels.primary
+
+        async def is_served() -> bool:
+            value = f"at {monotonic()}"
+            await cache.set("t", "key", value)
+            return value in str(primary.ask("GET", "magnus:t:key"))
+
+        async def is_in_doubt() -> bool:
+            return not await is_served()
+
+        removed.ask("REPLICAOF", "NO", "ONE")
+        await wait_until_answered(is_in_doubt)
+        for sentinel in sentinels.sentinels:
+            sentinel.ask("SENTINEL", "RESET", sentinels.service)
+        await wait_until_answered(is_served)
+
+
 async def test_an_unknown_service(sentinels: EmbeddedSentinels, caplog: pytest.LogCaptureFixture) -> None:
     reason = await _reason(caplog, redis_url=url_of(sentinels).replace("/magnus", "/other"))
     assert reason.startswith("topology: ")

@@ -126,3 +126,12 @@ def test_what_a_server_says_of_itself() -> None:
     assert claim_in(reply, 2.0) == Claim(True, "0ab0", "0cd0", 2.0)
     assert claim_in(b"role:slave\r\nmaster_replid:x\r\nmaster_replid2:0000\r\n", 2.0) == Claim(False, "x", "", 2.0)
     assert claim_in(7, 2.0) == Claim(False, "", "", 2.0)
+
+
+def test_what_the_sentinels_list() -> None:
+    """By the word of a majority; what one of them still lists is not removed."""
+    view = view_of(word(A, 1, 10.0)._replace(replicas=(B,)), word(A, 1, 8.0)._replace(replicas=(C,)))
+    assert view.listed(9.0) is None
+    assert view.listed(7.0) == (frozenset({A, B, C}), frozenset(OTHERS.values()))
+    view.heard("1", word(A, 1, 9.0))
+    assert view.listed(7.0) == (frozenset({A, B}), frozenset(OTHERS.values()))

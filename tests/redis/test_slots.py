@@ -232,6 +232,16 @@ def test_a_failed_primary_beside_its_successor() -> None:
     assert owner.id == "new"
 
 
+@pytest.mark.parametrize("health", [b"online", b"fail"])
+def test_a_former_primary_that_is_listed_beside_its_successor(health: bytes) -> None:
+    """It is not told which of them has the slots."""
+    nodes = [
+        {b"id": name, b"port": 7, b"ip": b"h", b"endpoint": b"h", b"role": b"master", b"health": health}
+        for name in (b"one", b"other")
+    ]
+    assert from_shards([{b"slots": [0, 5], b"nodes": nodes}], HERE) == SlotMap()
+
+
 def test_a_shard_without_a_primary_owns_nothing() -> None:
     replica = {b"id": b"one", b"port": 7, b"ip": b"h", b"endpoint": b"h", b"role": b"replica", b"health": b"online"}
     assert from_shards([{b"slots": [0, 5], b"nodes": [replica]}], HERE) == SlotMap()

@@ -89,11 +89,9 @@ class BatchRequest(NamedTuple):
     fresh: bool = False
     blocks: asyncio.AbstractEventLoop | None = None
 
-    def of_key(
-        self, item: BatchItem, source: Any = None, on_wait: Callable[[], object] | None = None
-    ) -> LoadRequest[Any]:
+    def of_key(self, item: BatchItem, source: Any = None) -> LoadRequest[Any]:
         """Return the request for one key, to be loaded together with others.
 
         :param source: identifies the batch loader.
         """
-        return LoadRequest(item.ref, source, self.options, item.tags, self.fresh, blocks=self.blocks, on_wait=on_wait)
+        return LoadRequest(item.ref, source, self.options, item.tags, self.fresh, blocks=self.blocks)

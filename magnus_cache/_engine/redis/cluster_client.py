@@ -260,6 +260,12 @@ class ClusterClient(ManyClusterKeys):
                 unsure = {wire: wire.identity for wire in doubted if wire.identity}
                 if not unsure:
                     return await self._learned(copy, known, receive)
+                successors = await nodes.successors(origins.read(stored), doubted) if before else None
+                if successors is not None:
+                    # A failover that was planned, as a rule: nothing is missing, and nothing is invalidated.
+                    command = cluster_scripts.succeed(names.server + suffix, before, origins.packed(successors))
+                    await self._ask(copy, command)
+                    continue
                 identities = {wire.node_id: identity for wire, identity in unsure.items()}
                 after = origins.after(origins.read(stored), identities, nodes.identity_of, nodes.is_primary)
                 epoch, _, _ = await self.issued(max(known, self._epochs.highest))

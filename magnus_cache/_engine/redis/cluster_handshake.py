@@ -11,7 +11,7 @@ from magnus_cache._engine.redis.commands import info, pack
 from magnus_cache._engine.redis.connection import answers
 from magnus_cache._engine.redis.diagnosis import TopologyError
 from magnus_cache._engine.redis.handshake import ServerInfo, check_mode, introduce
-from magnus_cache._engine.redis.slots import Respondent, SlotMap, SlotMapError, from_shards, from_slots
+from magnus_cache._engine.redis.slots import SLOTS, Respondent, SlotMap, SlotMapError, from_shards, from_slots
 from magnus_cache._engine.redis.tracking import Tracking
 
 __all__ = ["NodeInfo", "introduce_node", "map_of", "unowned"]
@@ -30,7 +30,7 @@ class NodeInfo(NamedTuple):
     id: str
     map: SlotMap
     has_shards: bool
-    """Whether it knows CLUSTER SHARDS, and may be asked; else CLUSTER SLOTS is asked."""
+    """Whether CLUSTER SHARDS has told the map; else CLUSTER SLOTS is asked."""
 
 
 async def introduce_node(connection: AbstractConnection, key: bytes, tracking: Tracking, here: Respondent) -> NodeInfo:
@@ -65,18 +65,23 @@ async def introduce_node(connection: AbstractConnection, key: bytes, tracking: T
 
 
 async def map_of(connection: AbstractConnection, shards: Any, here: Respondent) -> tuple[SlotMap, bool]:
-    """Return the map, from CLUSTER SLOTS where CLUSTER SHARDS is not known or not permitted.
+    """Return the map, from CLUSTER SLOTS where CLUSTER SHARDS is not known, not permitted, or does not tell all.
+
+    The second item is whether CLUSTER SHARDS told it.
 
     :raises TopologyError: if it cannot be used.
     """
     try:
-        if not isinstance(shards, Exception):
-            return from_shards(shards, here), True
+        found = None if isinstance(shards, Exception) else from_shards(shards, here)
+        if found is not None and found.covered == SLOTS:
+            return found, True
         (slots,) = await answers(connection, cluster_scripts.CLUSTER_SLOTS.packed)
-        if isinstance(slots, Exception):
-            # The rights that are documented name the other one.
-            raise shards if isinstance(shards, NoPermissionError) else slots
-        return from_slots(slots, here), False
+        if not isinstance(slots, Exception):
+            return from_slots(slots, here), False
+        if found is not None:
+            return found, True
+        # The rights that are documented name the other one.
+        raise shards if isinstance(shards, NoPermissionError) else slots
     except SlotMapError as error:
         raise TopologyError(f"its slot map cannot be used: {error}") from error
 

@@ -16,7 +16,7 @@ from magnus_cache._engine.redis.cluster_wire import ClusterWire
 from magnus_cache._engine.redis.commands import info
 from magnus_cache._engine.redis.diagnosis import TopologyError
 from magnus_cache._engine.redis.exchange import Callback, as_it_is
-from magnus_cache._engine.redis.slots import ClusterNode, MapChanges, SlotMap, SlotMapError, key_slot
+from magnus_cache._engine.redis.slots import ClusterNode, MapChanges, SlotMap, address_id, key_slot
 from magnus_cache.errors import CacheClosedError, CacheUnavailableError
 
 if TYPE_CHECKING:
@@ -81,6 +81,9 @@ class ClusterLoop:
     def wire_to(self, node: ClusterNode) -> ClusterWire:
         """Return the connection to a node, created if needed."""
         wire = self.wires.get(node.id)
+        if wire is None and node.id == address_id(*node.address):
+            # It has told its id since a redirection named it.
+            wire = next((each for each in self.wires.values() if each.address == node.address), None)
         if wire is not None and not wire.over and wire.address == node.address:
             return wire
         if wire is not None:
@@ -121,7 +124,10 @@ class ClusterLoop:
         :raises TopologyError: if it is another node than before, or one of another cluster while nodes of this one
             answer.
         """
-        if wire is not self._seed and wire not in self._retired and self.wires.get(wire.node_id) is not wire:
+        name = next((name for name, each in self.wires.items() if each is wire), None)
+        # A redirection names a node by its address alone.
+        is_new = name == address_id(*wire.address) and wire.node_id not in self.wires
+        if name != wire.node_id and not is_new and wire is not self._seed and wire not in self._retired:
             raise TopologyError("another node answers there than before; the cache looks for the present ones")
         if self._topology.view.is_foreign(found) and any(each.up for each in self.all_wires()):
             raise TopologyError("it belongs to another cluster than the other nodes; name nodes of one cluster only")
@@ -131,10 +137,9 @@ class ClusterLoop:
             wire.address, wire.seeds, self._seed = node.address, (), None
             wire.switch_breaker(self._topology.breaker_for(node.id))
             self.wires[node.id] = wire
-        if node is not None and self.wires.get(node.id) is None and wire in self.wires.values():
-            # A redirection has named the node by its address alone.
-            self.wires = {each.node_id if each is wire else name: each for name, each in self.wires.items()}
-            wire.switch_breaker(self._topology.breaker_for(node.id))
+        if is_new:
+            self.wires = {each.node_id if each is wire else key: each for key, each in self.wires.items()}
+            wire.switch_breaker(self._topology.breaker_for(wire.node_id))
         self._topology.view.adopt(found, wire.node_id, self._topology.clock())
         if wire is self._seed and self._topology.view.map.nodes:
             # A replica, or a primary that there is a connection to. If all connections were lost, the others may answer
@@ -147,7 +152,12 @@ class ClusterLoop:
     # -- whether writes are missing ---------------------------------------------------------------------------------
 
     def identity_of(self, node_id: str) -> bytes | None:
-        """Return the identity of a node that a connection leads to now; None without one."""
+        """Return the identity of a primary that a connection leads to now; None without one.
+
+        One whose place another has taken may still answer, and does not count.
+        """
+        if not self.is_primary(node_id):
+            return None
         return next((wire.identity for wire in self.all_wires() if wire.node_id == node_id and wire.up), None)
 
     def joined(self, wire: ClusterWire, suffix: bytes) -> None:
@@ -169,6 +179,45 @@ class ClusterLoop:
     def is_primary(self, node_id: str) -> bool:
         """Whether a node owns slots."""
         return node_id in self._topology.view.map.nodes
+
+    async def successors(self, noted: dict[str, bytes], doubted: list[ClusterWire]) -> dict[str, bytes] | None:
+        """Return the origins of a group with the successors of former primaries in their place.
+
+        None unless each of these primaries tells that its successor has all its writes.
+
+        :param noted: the origins.
+        :param doubted: the connections to servers that may lack writes of the group.
+        """
+        found = dict(noted)
+        for node, identity in noted.items():
+            if self.identity_of(node) == identity:
+                continue
+            ends = {b":" + wire.server.former: wire for wire in doubted if wire.server.former}
+            heir = next((wire for end, wire in ends.items() if identity.endswith(end)), None)
+            former = next(
+                (wire for wire in self.all_wires() if wire.node_id == node and wire.up and wire.identity == identity),
+                None,
+            )
+            if heir is None or former is None or not await self._lacks_nothing(heir, former):
+                return None
+            del found[node]
+            found[heir.node_id] = heir.identity
+        return found
+
+    async def _lacks_nothing(self, heir: ClusterWire, former: ClusterWire) -> bool:
+        """Return whether a former primary tells, in time, that its successor has all its writes."""
+        # It takes some milliseconds until it is a replica.
+        until = self._topology.clock() + self._topology.op_timeout / 2
+        identity, history = former.identity, heir.server.history
+        while former.up and former.identity == identity and self._topology.clock() < until:
+            try:
+                told = origins.lacks_nothing(identity, await former.ask_history(), history)
+            except CacheUnavailableError:
+                return False
+            if told is not None:
+                return told and former.up and heir.up and heir.server.history == history
+            await asyncio.sleep(_REFRESH / 2)
+        return False
 
     async def meet(self) -> None:
         """Return once a connection leads to each primary, as far as they answer."""
@@ -214,16 +263,12 @@ class ClusterLoop:
             if asked == _WORDS:
                 return
 
-    def told(self, wire: ClusterWire, state: Any, reply: Any, sent: float) -> None:
+    def told(self, wire: ClusterWire, state: Any, found: SlotMap, sent: float) -> None:
         """Take a node's answer about the state of the cluster and its map.
 
         A node that has lost the majority does not know what the others decide, so its word counts for nothing.
         """
         if info(state, b"cluster_state") != "ok":
-            return
-        try:
-            found = wire.map_in(reply)
-        except SlotMapError:
             return
         self._topology.view.adopt(found, wire.node_id, self._topology.clock())
         self._topology.view.confirm(found, wire.node_id, sent)
@@ -256,6 +301,7 @@ class ClusterLoop:
             if node_id not in self._topology.view.map.nodes:
                 del self.wires[node_id]
                 self._retire(wire)
+                wire.replaced()
         self.redirects.resume(moved)
 
     def _retire(self, wire: ClusterWire) -> None:
@@ -271,7 +317,10 @@ class ClusterLoop:
             self._retire(wire)
 
     def vouch(self, node_id: str, at: float) -> None:
-        """Pass on another node's word to the connection that it is about."""
-        wire = self.wires.get(node_id)
-        if wire is not None:
-            wire.vouched(at)
+        """Pass on another node's word to the connections that it is about.
+
+        There may be two: one that a redirection has made, which knew the address alone, has requests to end.
+        """
+        for wire in self.all_wires():
+            if wire.node_id == node_id:
+                wire.vouched(at)

@@ -3,11 +3,15 @@
 A server that was started anew, or put in the place of another one, may lack the latest writes. So each group notes, in
 one key beside its epochs, the identity of each server that has, or had, slots of it: ``node=identity`` for each node,
 with spaces between. What a connection brings of the group is believed only if all of these servers are there as noted.
+A planned failover loses nothing. The former primary can tell so, see `lacks_nothing`: then its successor is noted.
 
 The races that this excludes
 ----------------------------
 - A group is split over two nodes, and the one without the group's anchor is replaced by a replica. The epochs, at the
   other node, are all there, and say nothing about the writes that the replica lacks.
+- A replica was put in the place of a primary that still answers, as one does that is cut off from the others. It is
+  there as noted, and the replica looks like a node that slots were moved to. So the noted servers have to be primaries
+  now, and a node that has continued the history of one of them is none that slots were moved to.
 - A slot moves on from such a replica before any process has met it there. Its new owner has an identity that is known.
   The one from which the writes came is gone, and still noted.
 """
@@ -16,7 +20,10 @@ from collections.abc import Callable
 from enum import Enum, auto
 from typing import Final
 
-__all__ = ["Standing", "after", "entry", "packed", "read", "standing"]
+from magnus_cache._engine.redis.commands import info
+from magnus_cache._engine.redis.connection import former_history
+
+__all__ = ["Standing", "after", "entry", "lacks_nothing", "packed", "read", "standing"]
 
 _MOST: Final = 1_024
 """Origins of one group, which has 256 slots at a time."""
@@ -57,18 +64,39 @@ def packed(origins: dict[str, bytes]) -> bytes:
 
 
 def standing(
-    origins: dict[str, bytes], node: str, identity: bytes, present: Callable[[str], bytes | None]
+    origins: dict[str, bytes], node: str, identity: bytes, present: Callable[[str], bytes | None], former: bytes = b"",
 ) -> Standing:  # fmt: skip
     """Return what the origins of a group say of the data of a node with this identity.
 
-    :param present: returns the identity of another node that a connection leads to now; None without one.
+    :param present: returns the identity of another primary that a connection leads to now; None without one.
+    :param former: the history that the node has continued in another one's place; empty without one.
     """
     if not origins:
         return Standing.UNKNOWN
     for other, noted in origins.items():
         if noted != (identity if other == node else present(other)):
             return Standing.UNKNOWN
+        if former and other != node and noted.endswith(b":" + former):
+            return Standing.UNKNOWN
     return Standing.KNOWN if node in origins else Standing.NEW
+
+
+def lacks_nothing(identity: bytes, replication: object, successor: bytes) -> bool | None:
+    """Return whether the successor of a primary has all its writes, as that one tells; None while it cannot tell yet.
+
+    As a replica, it has asked its successor to continue its own history where it has ended. A server does so only if
+    it has that history up to this very write; else it sends all its data anew, and nothing is left of the history.
+
+    :param identity: as noted of the former primary; the connection to it has lasted since.
+    :param replication: its answer to INFO replication.
+    :param successor: identifies the present history of the successor.
+    """
+    if info(replication, b"role") != "slave" or info(replication, b"master_link_status") != "up":
+        return None
+    if info(replication, b"master_replid") != successor.decode("ascii", "replace"):
+        return None
+    former = former_history(replication)
+    return bool(former) and identity.endswith(b":" + former)
 
 
 def after(

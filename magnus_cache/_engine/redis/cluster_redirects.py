@@ -17,7 +17,15 @@ from magnus_cache._engine.redis.cluster_unowned import UnownedSlots
 from magnus_cache._engine.redis.cluster_wire import ClusterWire
 from magnus_cache._engine.redis.exchange import Callback, Connection, ReadBatch, as_it_is, pass_error
 from magnus_cache._engine.redis.requests import Call, Read
-from magnus_cache._engine.redis.slots import ClusterNode, MapChanges, Respondent, SlotMapError, key_slot, redirected
+from magnus_cache._engine.redis.slots import (
+    ClusterNode,
+    MapChanges,
+    Respondent,
+    SlotMapError,
+    address_id,
+    key_slot,
+    redirected,
+)
 from magnus_cache.errors import CacheUnavailableError
 
 if TYPE_CHECKING:
@@ -174,7 +182,7 @@ class Redirects:
             there = [node for node in self._topology.view.map.nodes.values() if node.port == place.port]
             if len(there) == 1:
                 return there[0]
-        return place._replace(id=f"{place.host}:{place.port}")
+        return place._replace(id=address_id(*place.address))
 
     def _later(self, pause: float, asked: Asked, node: ClusterNode) -> None:
         def due() -> None:

@@ -36,6 +36,7 @@ __all__ = [
     "reclaim_one",
     "remove_one",
     "store_one",
+    "succeed",
 ]
 
 CLUSTER_INFO: Final = Command("CLUSTER INFO", pack(b"CLUSTER", b"INFO"))
@@ -156,6 +157,16 @@ _JOIN: Final = Script(
 local text = redis.pcall('GET', KEYS[1])
 if type(text) ~= 'string' or text == '' then return 0 end
 if not string.find(text, ARGV[1], 1, true) then redis.call('SET', KEYS[1], text .. ' ' .. ARGV[1]) end
+return 1
+""",
+)
+
+# A server that lacks nothing of a group is noted in the place of the former primary, unless another process was faster.
+_SUCCEED: Final = Script(
+    "SUCCEED",
+    """
+if redis.pcall('GET', KEYS[1]) ~= ARGV[1] then return 0 end
+redis.call('SET', KEYS[1], ARGV[2])
 return 1
 """,
 )
@@ -334,6 +345,11 @@ def arrive(names: ControlNames, suffix: bytes, epoch: int, before: bytes, after:
 def join(server: bytes, entry: bytes) -> Command:
     """Pack the note of a node beside the other origins of a group."""
     return _JOIN.command((server,), entry)
+
+
+def succeed(server: bytes, before: bytes, after: bytes) -> Command:
+    """Pack the note of other origins of a group in place of those that were judged; the reply is 0 if they changed."""
+    return _SUCCEED.command((server,), before, after)
 
 
 def learn_copy(names: ControlNames, copy: bytes, known: int) -> Command:

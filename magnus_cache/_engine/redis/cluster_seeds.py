@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
     from magnus_cache._engine.redis.deployment import Deployment
-    from magnus_cache._engine.redis.slots import Address
+    from magnus_cache._engine.redis.endpoint import Address
     from magnus_cache._engine.runtime.clock import Clock
 
 __all__ = ["mixed", "strangers"]

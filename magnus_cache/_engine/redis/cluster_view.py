@@ -3,7 +3,8 @@
 Whose word counts
 -----------------
 A node that was cut off does not know that another one has taken its place. So what a node says *of itself* never takes
-slots from another node that lives. What it says of the others counts: it is the word of a second node.
+slots from another node that lives, or that others have confirmed later than the node itself. What it says of the others
+counts: it is the word of a second node.
 
 The races that this excludes
 ----------------------------
@@ -117,14 +118,21 @@ class ClusterView:
         for begin, end in pairwise(sorted(cuts)):
             old, new = before.owner(begin), found.owner(begin)
             if new is None or (
-                new.id == teller and old is not None and old.id != teller
-                and (old.id in found.nodes or self._lives(old.id))
-            ):  # fmt: skip
+                new.id == teller and old is not None and old.id != teller and self._outweighs(old.id, found, teller)
+            ):
                 # A node whose address has changed has one only.
                 new = old if old is None else found.nodes.get(old.id, old)
             if new is not None:
                 ranges.append((begin, end - 1, new))
         return SlotMap(ranges)
+
+    def _outweighs(self, owner: str, found: SlotMap, teller: str) -> bool:
+        """Return whether a node keeps its slots although another one claims them for itself."""
+        if owner in found.nodes or self._lives(owner):
+            return True
+        # Nobody has a connection to a replica that was promoted just now. The only primary has no other to name it.
+        vouched = self.vouched
+        return len(found.nodes) > 1 and vouched.get(owner, -math.inf) > vouched.get(teller, -math.inf)
 
     def _put(self, after: SlotMap, now: float) -> MapChanges | None:
         """Take a map; return what has moved, or None if this is the first one: nothing was read before."""

@@ -22,10 +22,11 @@ The races that this excludes
   finds both. Otherwise it would invalidate what was loaded after the first one.
 """
 
+import asyncio
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from redis.asyncio.connection import AbstractConnection
 
@@ -45,11 +46,20 @@ from magnus_cache._engine.redis.confirmed_pipeline import Question
 from magnus_cache._engine.redis.connection import server_identity
 from magnus_cache._engine.redis.diagnosis import none_of
 from magnus_cache._engine.redis.events import WireLimits, WireListener
-from magnus_cache._engine.redis.exchange import Callback, Connection, ReadBatch, Receive, Waiter
+from magnus_cache._engine.redis.exchange import Callback, Connection, ReadBatch, Receive, Waiter, as_it_is
 from magnus_cache._engine.redis.heartbeat import Heartbeat, take_time
 from magnus_cache._engine.redis.requests import Call, Read
 from magnus_cache._engine.redis.server_time import RedisTime
-from magnus_cache._engine.redis.slots import MapChanges, Respondent, SlotMap, anchor_tag, from_shards, from_slots
+from magnus_cache._engine.redis.slots import (
+    SLOTS,
+    MapChanges,
+    Respondent,
+    SlotMap,
+    SlotMapError,
+    anchor_tag,
+    from_shards,
+    from_slots,
+)
 from magnus_cache._engine.runtime.clock import Clock
 from magnus_cache.errors import CacheUnavailableError
 
@@ -58,6 +68,11 @@ if TYPE_CHECKING:
     from magnus_cache._engine.redis.endpoint import Endpoint
 
 __all__ = ["ClusterWire", "Neighbours"]
+
+_MAPS: Final = {
+    True: (cluster_scripts.CLUSTER_SHARDS, from_shards), False: (cluster_scripts.CLUSTER_SLOTS, from_slots),
+}  # fmt: skip
+"""How a node is asked about the map, and how the answer is read, by whether it knows CLUSTER SHARDS."""
 
 
 class Neighbours(Protocol):
@@ -75,7 +90,7 @@ class Neighbours(Protocol):
         """Queue a request again that a node has sent elsewhere."""
 
     def identity_of(self, node_id: str) -> bytes | None:
-        """Return the identity of a node that a connection leads to now; None without one."""
+        """Return the identity of a primary that a connection leads to now; None without one."""
         ...
 
     def is_primary(self, node_id: str) -> bool:
@@ -95,7 +110,7 @@ class Neighbours(Protocol):
     def went_away(self) -> None:
         """Note that a connection was lost: its node's replica may take over."""
 
-    def told(self, wire: "ClusterWire", state: Any, reply: Any, sent: float) -> None:
+    def told(self, wire: "ClusterWire", state: Any, found: SlotMap, sent: float) -> None:
         """Take a node's answer about the state of the cluster and its map."""
 
 
@@ -143,7 +158,7 @@ class ClusterWire(NodeAnswers):
         self.seeds: tuple[Endpoint, ...] = ()
         self.sends = 0
         self._neighbours: Neighbours
-        self._shards = True
+        self._shards = self._has_slots = True
         self._vetted, self._unknown = set[bytes](), set[bytes]()
 
     def join(self, neighbours: Neighbours, node_id: str = "", seeds: "tuple[Endpoint, ...]" = ()) -> None:
@@ -184,7 +199,8 @@ class ClusterWire(NodeAnswers):
         self.time = RedisTime()
         take_time(server.time, self, sent, self.clock)
         self._heartbeat.begin(sent, replication=bool(server.history))
-        self.node_id, self.server, self._shards = met.id, server, met.has_shards
+        self.node_id, self.server = met.id, server
+        self._shards, self._has_slots = met.has_shards, True
         self._vetted, self._unknown = set(), set()
         if met.id not in met.map.nodes and isinstance(self._heartbeat, _ClusterHeartbeat):
             self._heartbeat.rest()
@@ -200,13 +216,6 @@ class ClusterWire(NodeAnswers):
         tls = self._endpoint.scheme == "tls"
         return Respondent(self._endpoint.host, tls=tls, remap=self._neighbours.deployment.remap)
 
-    def map_in(self, reply: Any) -> SlotMap:
-        """Return the map in an answer to `ask_about_cluster`.
-
-        :raises ValueError: for anything else, with what is wrong.
-        """
-        return from_shards(reply, self._respondent) if self._shards else from_slots(reply, self._respondent)
-
     # -- another node's word ------------------------------------------------------------------------------------
 
     def ask_about_cluster(self) -> None:
@@ -216,18 +225,47 @@ class ClusterWire(NodeAnswers):
         """
         self._admit()
         state: list[Any] = []
-        which = cluster_scripts.CLUSTER_SHARDS if self._shards else cluster_scripts.CLUSTER_SLOTS
+        command, parse = _MAPS[self._shards]
 
         def took_state(reply: Any, _connection: Connection, _sent: float) -> None:
             state.append(reply)
 
         def took_map(reply: Any, _connection: Connection, sent: float) -> None:
-            self._neighbours.told(self, state[0] if state else None, reply, sent)
+            try:
+                found = parse(reply, self._respondent)
+            except SlotMapError:
+                return
+            if found.covered < SLOTS and self._has_slots:
+                self._shards = False
+            self._neighbours.told(self, state[0] if state else None, found, sent)
 
-        # A refusal confirms nothing.
-        self._pipeline.add_first(Question(which, took_map, Callback()))
+        def refused(_error: BaseException) -> None:
+            # It confirms nothing. The rights that are documented name one of the two.
+            if command is cluster_scripts.CLUSTER_SLOTS and self.server is server:
+                self._shards, self._has_slots = True, False
+
+        server = self.server
+        self._pipeline.add_first(Question(command, took_map, Callback(None, refused)))
         self._pipeline.add_first(Question(cluster_scripts.CLUSTER_INFO, took_state, Callback()))
         self._sender.kick()
+
+    def ask_history(self) -> asyncio.Future[Any]:
+        """Return the future of the node's answer to INFO replication, whatever others say of it.
+
+        :raises CacheUnavailableError: at once, when the node is known to be away.
+        """
+        self._admit()
+        waiter: asyncio.Future[Any] = self.loop.create_future()
+        self._pipeline.add_first(Question(commands.INFO_REPLICATION, as_it_is, waiter))
+        self._sender.kick()
+        return waiter
+
+    def replaced(self) -> None:
+        """Note that the node owns no slots any more: no word comes for what is held back."""
+        if isinstance(self._heartbeat, _ClusterHeartbeat):
+            # It would end the connection, as the node has become a replica; see `ClusterLoop.successors`.
+            self._heartbeat.rest()
+        super().replaced()
 
     def slots_moved(self, moved: MapChanges) -> None:
         """Trust nothing in some slots that was read through this connection until now: they have moved.
@@ -317,7 +355,9 @@ class ClusterWire(NodeAnswers):
             # A replica brings no values, and is no origin; or the map has not caught up with what it has become.
             self._unknown.add(suffix)
             return
-        found = origins.standing(origins.read(stored), self.node_id, self.identity, self._neighbours.identity_of)
+        found = origins.standing(
+            origins.read(stored), self.node_id, self.identity, self._neighbours.identity_of, self.server.former
+        )
         if found is Standing.UNKNOWN:
             self._unknown.add(suffix)
         else:

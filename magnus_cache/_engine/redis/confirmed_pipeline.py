@@ -20,6 +20,8 @@ from magnus_cache._engine.redis.exchange import Connection
 from magnus_cache._engine.redis.outcomes import check_values
 from magnus_cache._engine.redis.pipeline import Pipeline
 from magnus_cache._engine.redis.requests import Call, HandOut, InFlight, Measure, Read, ReadParts
+from magnus_cache._engine.runtime.clock import monotonic
+from magnus_cache._engine.runtime.turns import SHARE
 from magnus_cache.errors import CacheUnavailableError
 
 __all__ = ["ConfirmedPipeline", "Question"]
@@ -36,19 +38,21 @@ class ConfirmedPipeline(Pipeline):
 
     :ivar believes: returns whether others have confirmed this server lately.
     :ivar held: the calls that are held back, in order; the first argument of each is what was asked for, or a push.
+    :ivar releasing: whether `release` has more to do in the next turn of the loop.
     """
 
-    __slots__ = ("believes", "held")
+    __slots__ = ("believes", "held", "releasing")
 
     def __init__(self, measure: Measure) -> None:
         super().__init__(measure)
         self.held: deque[partial[None]] = deque()
+        self.releasing = False
         self.believes: Callable[[], bool] = bool
 
     @property
     def must_hold(self) -> bool:
         """Whether what arrives now is to be held back."""
-        return bool(self.held) or not self.believes()
+        return bool(self.held) or self.releasing or not self.believes()
 
     def _answered(
         self, request: InFlight, parts: ReadParts, values: list[bytes | None], connection: Connection
@@ -78,20 +82,34 @@ class ConfirmedPipeline(Pipeline):
     def _settle_now(self, asked: Read | Call, reply: Any, connection: Connection, sent: float) -> None:
         super()._settle(asked, reply, connection, sent)
 
-    def release(self) -> None:
-        """Take all that was held back: others have confirmed this server."""
-        while self.held and self.believes():
-            self.held.popleft()()
-            # All of it, before what came after it.
-            while self.unfinished is not None:
+    def release(self) -> bool:
+        """Take what was held back, as far as one turn of the loop allows: others have confirmed this server.
+
+        Returns whether there is more, for another call in the next turn. What arrives until then waits behind it.
+        """
+        until = monotonic() + SHARE
+        while self.unfinished is not None or (self.held and self.believes()):
+            if monotonic() > until:
+                self.releasing = True
+                return True
+            # All of a reply, before what came after it.
+            if self.unfinished is not None:
                 self.hand_out()
+            else:
+                self.held.popleft()()
+        self.releasing = False
+        return False
 
     def fail_sent(self, error: CacheUnavailableError) -> None:
         """Tell all who are owed an answer that it will not come, also those whose answer was held back."""
-        held, self.held = self.held, deque()
+        self.fail_held(error)
+        super().fail_sent(error)
+
+    def fail_held(self, error: CacheUnavailableError) -> None:
+        """Tell all whose answer is held back that it will not count."""
+        held, self.held, self.releasing = self.held, deque(), False
         for each in held:
             self._fail_held(each.args[0], error)
-        super().fail_sent(error)
 
     def _fail_held(self, asked: Any, error: CacheUnavailableError) -> None:
         if isinstance(asked, InFlight):

@@ -21,6 +21,7 @@ from magnus_cache._engine.redis.exchange import as_it_is
 from magnus_cache._engine.redis.handshake import history_check
 from magnus_cache._engine.redis.incoming import Rest
 from magnus_cache._engine.redis.wire import Wire
+from magnus_cache._engine.runtime.turns import PIECE
 from magnus_cache.errors import CacheUnavailableError
 
 if TYPE_CHECKING:
@@ -67,21 +68,37 @@ class ConfirmedWire(Wire):
             return
         self.known.vouched = at
         self.trust.deadline = max(self.trust.deadline, self.known.trusted_from + self.max_staleness)
-        if self._pipeline.held:
-            self._pipeline.release()
-            if self._pipeline.queue:
+        if not self._pipeline.releasing:
+            self._release()
+
+    def _release(self) -> None:
+        """Take what was held back, in as many turns of the loop as that needs."""
+        pipeline = self._pipeline
+        if pipeline.held or pipeline.releasing:
+            if pipeline.release():
+                self.loop.call_soon(self._release)
+            if pipeline.queue:
                 self._sender.kick()  # a script that the server did not know
-        if not self._pipeline.held and self._waiting is not None:
+        if not pipeline.held and self._waiting is not None:
             self._waiting.cancel()
             self._waiting = None
+
+    def replaced(self) -> None:
+        """Note that others have another server in its place: no word comes for what is held back."""
+        # As if the connection was lost: callers ask again, and find the other one.
+        self._pipeline.fail_held(CacheUnavailableError("lost", "another server has taken the place of this one"))
 
     def _pack(self) -> list[bytes | memoryview]:
         self._ask_for_word()
         return super()._pack()
 
     def _handle(self, reply: Any) -> Rest:
-        if self._pipeline.held and (frame := push_of(reply)) is not None:
-            self._pipeline.held.append(partial(self._take_push, frame))
+        pipeline = self._pipeline
+        if (pipeline.held or pipeline.releasing) and (frame := push_of(reply)) is not None:
+            names = frame[1] if frame[0] == b"invalidate" else None
+            # In pieces, as all that is released together may take several turns of the loop.
+            frames = [frame] if names is None else [[b"invalidate", names[at : at + PIECE]] for at in _places(names)]
+            pipeline.held.extend(partial(self._take_push, each) for each in frames)
             return None
         return self._handled(super()._handle(reply))
 
@@ -128,3 +145,8 @@ class ConfirmedWire(Wire):
             self._waiting.cancel()
             self._waiting = None
         super()._lost(error)
+
+
+def _places(names: list[Any]) -> range:
+    """Return where the pieces of a list begin."""
+    return range(0, len(names), PIECE)

@@ -36,7 +36,7 @@ from magnus_cache._engine.redis.incoming import Incoming
 if TYPE_CHECKING:
     from magnus_cache._engine.redis.endpoint import Endpoint
 
-__all__ = ["Push", "answers", "is_orphan", "opened", "push_of", "server_identity", "writer_of"]
+__all__ = ["Push", "answers", "former_history", "is_orphan", "opened", "push_of", "server_identity", "writer_of"]
 
 _READ_BYTES: Final = 256 * 1024
 """How much one read from the socket may take: large enough that a batch of 256 small values is one read."""
@@ -252,6 +252,12 @@ def server_identity(server: Any, replication: Any) -> bytes:
         if reply is not None and (value := info(reply, field)):
             parts.append(value)
     return ":".join(parts).encode()
+
+
+def former_history(replication: Any) -> bytes:
+    """Return the history that a server has followed as a replica before it became a primary; empty if there is none."""
+    former = info(replication, b"master_replid2") or ""
+    return former.encode() if former.strip("0") else b""
 
 
 def is_orphan(replication: Any) -> bool:

@@ -9,17 +9,20 @@ The parts come from a URL or from single settings, and are checked before anythi
 """
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Final, Literal, TypeAlias
+from typing import Any, Final, Literal
 from urllib.parse import unquote, urlsplit
 
 from pydantic import SecretStr
 
 from magnus_cache._engine.redis.endpoint import (
     ESCAPES,
+    MOST_PORT,
+    Address,
     Endpoint,
     EndpointError,
+    Remap,
     credentials,
     database_of,
     query_of,
@@ -29,18 +32,11 @@ from magnus_cache._engine.redis.endpoint import (
 
 __all__ = ["Deployment", "addresses", "is_deployment_url", "parse_deployment_url", "remap_of"]
 
-_Address: TypeAlias = tuple[str, int]
-"""Host, without brackets, and port."""
-
-_Remap: TypeAlias = Callable[[_Address], _Address]
-
 _SCHEME: Final = re.compile(r"(?i)(?P<server>redis|rediss|valkey|valkeys)\+(?P<kind>cluster|sentinel)://(?P<rest>.*)")
 
 _TLS: Final = ("rediss", "valkeys")
 
 _PORTS: Final = {"cluster": 6379, "sentinel": 26379}
-
-_MOST_PORT: Final = 65_535
 
 _FORM: Final = "addresses are host:port, separated by commas, as in 10.0.0.1:6379,10.0.0.2:6379"
 
@@ -61,11 +57,11 @@ class Deployment:
 
     kind: Literal["standalone", "cluster", "sentinel"] = "standalone"
     endpoint: Endpoint = field(default_factory=Endpoint)
-    seeds: tuple[_Address, ...] = ()
+    seeds: tuple[Address, ...] = ()
     service: str = ""
     sentinel_username: str | None = None
     sentinel_password: SecretStr | None = None
-    remap: _Remap | None = None
+    remap: Remap | None = None
 
     def at(self, host: str, port: int) -> Endpoint:
         """Return the endpoint of one of the servers: with the credentials and the TLS options of all."""
@@ -148,7 +144,7 @@ def parse_deployment_url(url: str) -> dict[str, Any]:
     return parts
 
 
-def addresses(value: str | Sequence[str], port: int) -> tuple[_Address, ...]:
+def addresses(value: str | Sequence[str], port: int) -> tuple[Address, ...]:
     """Return the addresses in a list, or in a text with commas; each once.
 
     :param port: the port of those without one.
@@ -161,7 +157,7 @@ def addresses(value: str | Sequence[str], port: int) -> tuple[_Address, ...]:
     return tuple(dict.fromkeys((host, given or port) for host, given in found))
 
 
-def _split(text: Any) -> _Address:
+def _split(text: Any) -> Address:
     """Return the host and the port in ``host``, ``host:port`` or ``[IPv6]:port``; 0 where there is no port.
 
     :raises EndpointError: for anything else.
@@ -179,7 +175,7 @@ def _split(text: Any) -> _Address:
         if colon and not given:
             raise EndpointError(f"a port is missing; {_FORM}")
     port = int(given[:9]) if given.isascii() and given.isdecimal() else -1 if given else 0
-    if not 0 <= port <= _MOST_PORT or (given and not port):
+    if not 0 <= port <= MOST_PORT or (given and not port):
         raise EndpointError("a port is a number from 1 to 65535")
     host = unquote(host)
     if not host or any(character.isspace() or character in "\"'/@?#,[]=" for character in host):
@@ -192,16 +188,16 @@ class _Table:
 
     __slots__ = ("_entries",)
 
-    def __init__(self, entries: Mapping[_Address, _Address]) -> None:
+    def __init__(self, entries: Mapping[Address, Address]) -> None:
         self._entries = entries
 
-    def __call__(self, announced: _Address) -> _Address:
+    def __call__(self, announced: Address) -> Address:
         host, port = announced
         found = self._entries.get(announced) or self._entries.get((host, 0))
         return announced if found is None else (found[0], found[1] or port)
 
 
-def remap_of(value: "str | Mapping[str, str] | _Remap | None") -> "_Remap | None":
+def remap_of(value: "str | Mapping[str, str] | Remap | None") -> "Remap | None":
     """Return the function that the setting `address_remap` stands for.
 
     :param value: a function, a mapping, or text such as ``10.0.0.1:6379=127.0.0.1:7001,10.0.0.2=gateway``.

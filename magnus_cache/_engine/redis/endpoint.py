@@ -1,16 +1,19 @@
 """The endpoint of Redis: address, credentials and TLS options, from a URL or from its parts."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, TypeAlias
 from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
 from pydantic import SecretStr
 
 __all__ = [
     "ESCAPES",
+    "MOST_PORT",
+    "Address",
     "Endpoint",
     "EndpointError",
+    "Remap",
     "credentials",
     "database_of",
     "parse_url",
@@ -19,6 +22,14 @@ __all__ = [
     "tls_of",
     "variable_of",
 ]
+
+Address: TypeAlias = tuple[str, int]
+"""Host, without brackets, and port."""
+
+Remap: TypeAlias = Callable[[Address], Address]
+"""Returns the address at which this process reaches a server, given the one that the servers announce."""
+
+MOST_PORT: Final = 65_535
 
 _SCHEMES: Final[dict[str, Literal["tcp", "tls", "unix"]]] = {
     "redis": "tcp", "valkey": "tcp", "rediss": "tls", "valkeys": "tls", "unix": "unix",

@@ -10,7 +10,7 @@ from magnus_cache._engine.coherence.epochs import ControlNames, epoch_of
 from magnus_cache._engine.coherence.known_epochs import KnownEpochs
 from magnus_cache._engine.redis import commands, scripts
 from magnus_cache._engine.redis.commands import info
-from magnus_cache._engine.redis.connection import answers, is_orphan, server_identity
+from magnus_cache._engine.redis.connection import answers, former_history, is_orphan, server_identity
 from magnus_cache._engine.redis.diagnosis import IS_SENTINEL, TopologyError, unable
 from magnus_cache._engine.redis.events import Arrival
 from magnus_cache._engine.redis.exchange import Callback
@@ -54,6 +54,8 @@ class ServerInfo(NamedTuple):
     """The client ids of the connections that it was asked to kill."""
     interleaves: bool = True
     """Whether it may send an announcement within a reply, of what another connection has read."""
+    former: bytes = b""
+    """The history of another server that it has continued as the primary; empty if there is none."""
     broadcasts: bool = False
     """Whether it announces every change of a name of ours, read here or not, those by our own commands included."""
 
@@ -125,6 +127,7 @@ async def introduce(
         client=client if type(client) is int and 0 < client <= _LAST_CLIENT else 0,
         ended=set(),
         # Announcements by prefix come at the end of a turn of the server.
+        former=former_history(replication),
         interleaves=tracking.mode == "keys" and _version(server) < _ORDERLY_FOR_OTHERS,
         broadcasts=tracks and tracking.mode == "prefix",
     )

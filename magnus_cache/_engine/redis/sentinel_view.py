@@ -28,18 +28,15 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Final, NamedTuple
 
 from magnus_cache._engine.redis.commands import info
+from magnus_cache._engine.redis.endpoint import MOST_PORT, Address
 
-__all__ = ["Address", "Claim", "SentinelView", "Verdict", "Word", "claim_in", "word_in"]
-
-Address = tuple[str, int]
-"""Host, without brackets, and port."""
+__all__ = ["Claim", "Listed", "SentinelView", "Verdict", "Word", "claim_in", "word_in"]
 
 _MOST_NODES: Final = 256
 """Servers, or sentinels, of one service that are taken notice of."""
 
 _MOST_NAMED: Final = 64
 _MOST_EPOCH: Final = (1 << 63) - 1
-_MOST_PORT: Final = 65_535
 _ID_BYTES: Final = 64
 
 
@@ -90,6 +87,13 @@ class Verdict(NamedTuple):
     """How many sentinels are a majority."""
 
 
+class Listed(NamedTuple):
+    """What the sentinels list as parts of the service."""
+
+    servers: frozenset[Address]
+    sentinels: frozenset[Address]
+
+
 class SentinelView:
     """See the module.
 
@@ -118,6 +122,17 @@ class SentinelView:
         for server in servers:
             self.claims.pop(server, None)
 
+    def listed(self, fresh: float) -> Listed | None:
+        """Return what any of the sentinels lists; None while no majority of them answers.
+
+        :param fresh: the monotonic second from which answers count.
+        """
+        words = [word for word in self.words.values() if word.sent >= fresh]
+        if len(words) < _majority(words):
+            return None
+        servers = (place for word in words for place in (word.primary, *word.replicas))
+        return Listed(frozenset(servers), frozenset(place for word in words for place in word.sentinels.values()))
+
     def verdict(self, fresh: float, awaited: Iterable[Address]) -> Verdict:
         """Return what follows from all that was told.
 
@@ -125,7 +140,7 @@ class SentinelView:
         :param awaited: the servers whose answers count as well: those that answer at all.
         """
         words = sorted((word for word in self.words.values() if word.sent >= fresh), key=lambda word: -word.sent)
-        needed = max((word.known for word in words), default=1) // 2 + 1
+        needed = _majority(words)
         if len(words) < needed:
             return Verdict(None, -math.inf, None, needed)
         # Asked at the same time, a sentinel that was told of a failover has the higher one.
@@ -151,6 +166,10 @@ class SentinelView:
             if claim.history == named.former:
                 return False
         return server not in self._named
+
+
+def _majority(words: Iterable[Word]) -> int:
+    return max((word.known for word in words), default=1) // 2 + 1
 
 
 def word_in(replies: list[Any], sent: float) -> Word:
@@ -204,6 +223,6 @@ def _fields(reply: Any) -> dict[str, str]:
 
 def _address(fields: Mapping[str, str]) -> Address | None:
     host, port = fields.get("ip", ""), fields.get("port", "")
-    if not host or not (port.isdecimal() and len(port) <= 5 and 0 < int(port) <= _MOST_PORT):
+    if not host or not (port.isdecimal() and len(port) <= 5 and 0 < int(port) <= MOST_PORT):
         return None
     return host, int(port)

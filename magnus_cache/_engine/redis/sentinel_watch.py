@@ -13,6 +13,7 @@ import contextlib
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from redis.exceptions import ResponseError
@@ -20,9 +21,9 @@ from redis.exceptions import ResponseError
 from magnus_cache._engine.redis import commands
 from magnus_cache._engine.redis.commands import pack
 from magnus_cache._engine.redis.diagnosis import SENTINEL_GRANTS
-from magnus_cache._engine.redis.endpoint import shown
+from magnus_cache._engine.redis.endpoint import Address, shown
 from magnus_cache._engine.redis.informant import Informant
-from magnus_cache._engine.redis.sentinel_view import Address, SentinelView, Verdict, claim_in, word_in
+from magnus_cache._engine.redis.sentinel_view import Listed, SentinelView, Verdict, claim_in, word_in
 from magnus_cache.errors import CacheUnavailableError
 
 if TYPE_CHECKING:
@@ -70,6 +71,7 @@ class SentinelWatch:
         self._servers: dict[Address, Informant] = {}
         self._ids: dict[str, Address] = {}
         self._problems: dict[Informant, CacheUnavailableError] = {}
+        self._leaving: set[Informant] = set()
         self._asked_at = -math.inf
         self._news = asyncio.Event()
         self._over = False
@@ -191,6 +193,28 @@ class SentinelWatch:
                 self._servers[place] = Informant(endpoint, question, self._timeout, self._clock, self)
                 self._servers[place].ask()
 
+        self._leave_removed(self._view.listed(self._clock() - self._max_staleness))
+
+    def _leave_removed(self, listed: Listed | None) -> None:
+        """Ask no more what the sentinels have removed from the service, as SENTINEL RESET does.
+
+        Such a server may be used for something else, as a primary of its own, and would put the named one in doubt.
+        """
+        if listed is None:
+            return
+        removed = [place for place in self._servers if place not in listed.servers]
+        self._view.forget(removed)
+        away = {
+            place: each for place, each in self._sentinels.items()
+            if each.error is not None and place not in listed.sentinels and place not in self._deployment.seeds
+        }  # fmt: skip
+        self._ids = {name: place for name, place in self._ids.items() if place not in away}
+        for each in [*map(self._servers.pop, removed), *map(self._sentinels.pop, away)]:
+            self._problems.pop(each, None)
+            if each.end(partial(self._leaving.discard, each)):
+                # Until its connection is closed, it has to be waited for.
+                self._leaving.add(each)
+
     def _add_sentinel(self, place: Address) -> None:
         endpoint = self._deployment.sentinel_at(*place)
         self._sentinels[place] = Informant(endpoint, self._questions, self._timeout, self._clock, self)
@@ -242,7 +266,7 @@ class SentinelWatch:
     def end(self, ended: Callable[[], object]) -> None:
         """Close all connections, and call `ended` when they are closed."""
         self._over = True
-        informants = [*self._sentinels.values(), *self._servers.values()]
+        informants = [*self._sentinels.values(), *self._servers.values(), *self._leaving]
         left = 0
 
         def one_ended() -> None:

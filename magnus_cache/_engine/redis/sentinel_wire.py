@@ -19,8 +19,9 @@ from magnus_cache._engine.redis.commands import info
 from magnus_cache._engine.redis.confirmed_wire import ConfirmedWire
 from magnus_cache._engine.redis.connection import answers, writer_of
 from magnus_cache._engine.redis.diagnosis import TopologyError
+from magnus_cache._engine.redis.endpoint import Address
 from magnus_cache._engine.redis.events import WireLimits, WireListener
-from magnus_cache._engine.redis.sentinel_view import Address, Verdict
+from magnus_cache._engine.redis.sentinel_view import Verdict
 from magnus_cache._engine.redis.sentinel_watch import SentinelWatch
 from magnus_cache._engine.runtime.clock import Clock
 from magnus_cache.errors import CacheUnavailableError

@@ -15,8 +15,7 @@ from magnus_cache._engine.redis.tracking import Tracking
 from magnus_cache._engine.runtime.clock import monotonic
 
 if TYPE_CHECKING:
-    from magnus_cache._engine.redis.endpoint import Endpoint
-    from magnus_cache._engine.redis.slots import Remap
+    from magnus_cache._engine.redis.endpoint import Endpoint, Remap
 
 __all__ = ["connect_once", "wipe"]
 

@@ -24,23 +24,24 @@ that hash into each group.
 """
 
 from binascii import crc_hqx
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from itertools import pairwise
 from typing import Any, Final, NamedTuple
 
 from redis.crc import key_slot as _slot_of_tag
 
+from magnus_cache._engine.redis.endpoint import MOST_PORT, Address, Remap
+
 __all__ = [
     "GROUPS",
     "SLOTS",
-    "Address",
     "ClusterNode",
     "MapChanges",
-    "Remap",
     "Respondent",
     "SlotMap",
     "SlotMapError",
+    "address_id",
     "anchor_tag",
     "changes",
     "from_shards",
@@ -59,18 +60,11 @@ _GROUP_BITS: Final = 8
 _MOST_NODES: Final = 1_024
 """Nodes in a reply; the Redis documentation advises against more than a thousand."""
 
-_MOST_PORT: Final = 65_535
 _MOST_TEXT: Final = 512
 """Characters of an id or host name."""
 
 _UNKNOWN_NAME: Final = "?"
 """What a server sends where it prefers a host name and has none."""
-
-Address = tuple[str, int]
-"""Host, without brackets, and port."""
-
-Remap = Callable[[Address], Address]
-"""Returns the address at which this process reaches a node, given the one that the cluster announces."""
 
 
 class SlotMapError(ValueError):
@@ -97,6 +91,11 @@ class ClusterNode(NamedTuple):
     def address(self) -> Address:
         """Host and port."""
         return self.host, self.port
+
+
+def address_id(host: str, port: int) -> str:
+    """Return what stands for the id of a node that only a redirection has named, until the next map."""
+    return f"{host}:{port}"
 
 
 def key_slot(key: bytes) -> int:
@@ -249,7 +248,7 @@ def changes(before: SlotMap, after: SlotMap) -> MapChanges:
 def from_shards(reply: Any, respondent: Respondent) -> SlotMap:
     """Return the map in a reply to CLUSTER SHARDS, in the form of RESP2 or RESP3.
 
-    A shard whose primary is not known, as in the middle of a failover, owns nothing.
+    A shard whose primary is not known, as in the middle of a failover, owns nothing: CLUSTER SLOTS knows more.
 
     :raises SlotMapError: for anything else.
     """
@@ -298,11 +297,13 @@ def redirected(node_id: str, host: str, port: int, respondent: Respondent) -> Cl
 
 def _primary(nodes: Sequence[Any], respondent: Respondent) -> ClusterNode | None:
     primaries = [fields for fields in map(_fields, nodes) if _text(fields.get("role")) == "master"]
-    # In a failover the failed one may still be listed beside its successor.
-    primaries.sort(key=lambda fields: fields.get("health") not in (b"online", "online"))
-    if not primaries:
+    # In a failover, the former primary is listed beside its successor, and nothing tells which of them has the slots.
+    # Most often the former one counts as failed. One that comes back, or was not missed yet, does not.
+    online = [fields for fields in primaries if fields.get("health") in (b"online", "online")]
+    candidates = online or primaries
+    if len(candidates) != 1:
         return None
-    fields = primaries[0]
+    (fields,) = candidates
     port = fields.get("tls-port") if respondent.tls else fields.get("port")
     if port is None:
         other, remedy = ("plain TCP", "redis") if respondent.tls else ("TLS", "rediss")
@@ -328,7 +329,7 @@ def _node(node_id: Any, host: str, port: Any, respondent: Respondent) -> Cluster
     name = _text(node_id)
     if not name:
         raise SlotMapError("a node has no id")
-    if type(port) is not int or not 0 < port <= _MOST_PORT:
+    if type(port) is not int or not 0 < port <= MOST_PORT:
         raise SlotMapError("a node has no port")
     address = (host, port) if respondent.remap is None else respondent.remap((host, port))
     return ClusterNode(name, *address)

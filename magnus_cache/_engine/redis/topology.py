@@ -23,10 +23,9 @@ from magnus_cache.errors import CacheClosedError, CacheUnavailableError
 if TYPE_CHECKING:
     from magnus_cache._engine.coherence.epoch_names import EpochNames
     from magnus_cache._engine.coherence.trust import Trust
-    from magnus_cache._engine.redis.endpoint import Endpoint
+    from magnus_cache._engine.redis.endpoint import Endpoint, Remap
     from magnus_cache._engine.redis.exchange import Connection
     from magnus_cache._engine.redis.large_wire import LargeWire, LargeWires
-    from magnus_cache._engine.redis.slots import Remap
     from magnus_cache._engine.redis.wire import Wire
 
 __all__ = ["Group", "Topology", "import_driver"]

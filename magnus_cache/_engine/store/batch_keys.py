@@ -10,9 +10,12 @@ from magnus_cache._engine.store.records import KeyRef
 from magnus_cache.errors import CacheArgumentError, CacheTypeError
 
 if TYPE_CHECKING:
+    from magnus_cache._engine.coherence.epoch_names import EpochNames
+    from magnus_cache._engine.memory.entry import Entry
     from magnus_cache._engine.redis.exchange import Connection
+    from magnus_cache._engine.redis.topology import Topology
 
-__all__ = ["KeyNames", "RefMaker", "are_distinct", "equal_keys", "places_by_server", "unhashable_key"]
+__all__ = ["KeyNames", "RefMaker", "are_distinct", "equal_keys", "places_by_server", "trust_by_slot", "unhashable_key"]
 
 _EXACT: Final = frozenset({str, int, bytes, UUID})
 """Key types whose equal values have the same name in Redis."""
@@ -45,6 +48,20 @@ def places_by_server(
     for place, name in enumerate(names):
         places.setdefault(connection(name), []).append(place)
     return places
+
+
+def trust_by_slot(
+    topology: "Topology", stored: "Iterable[tuple[bytes, EpochNames, Entry]]", connection: "Connection", sent: float
+) -> None:  # fmt: skip
+    """Have the entries of some values stand on their slots: those of one call have all else in common.
+
+    On a single server, they stand on their connection, as they do already.
+
+    :param stored: the name of each value, the names of the epochs that it is judged by, and its entry.
+    """
+    if (trust_of := topology.trust_by_key) is not None:
+        for name, epoch_names, entry in stored:
+            entry.trust = trust_of(name, epoch_names, connection, sent)
 
 
 def are_distinct(keys: Iterable[Any]) -> bool:

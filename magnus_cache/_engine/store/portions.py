@@ -26,6 +26,7 @@ from magnus_cache._engine.memory.entry import Entry, pack_facts
 from magnus_cache._engine.memory.placeholder import Placeholder
 from magnus_cache._engine.redis.exchange import ReadBatch
 from magnus_cache._engine.runtime.durations import LONGEST
+from magnus_cache._engine.store.batch_keys import trust_by_slot
 from magnus_cache._engine.store.batches import LEAST_LIFE, NEVER, bounds
 from magnus_cache._engine.store.reads import Reads
 from magnus_cache._engine.store.records import KeyRef, Record
@@ -118,12 +119,9 @@ class Portion:
             memory = self._reads.state.memory
             if kept:
                 entries: list[Any] = [answers[place] for place in kept]
-                trust_of = self._reads.state.topology.trust_by_key
-                if trust_of is not None:
-                    # On a cluster, that depends on the slot.
-                    for place, entry in zip(kept, entries, strict=True):
-                        ref = self._refs[place]
-                        entry.trust = trust_of(ref.name, ref.epoch_names, connection, sent)
+                found = (self._refs[place] for place in kept)
+                stored = ((ref.name, ref.epoch_names, entry) for ref, entry in zip(found, entries, strict=True))
+                trust_by_slot(self._reads.state.topology, stored, connection, sent)
                 memory.fill_many([placeholders[place] for place in kept], entries)
             if gone:
                 # Or the next outage would bring back what is still here of them.

@@ -28,7 +28,7 @@ from magnus_cache._engine.runtime import observers
 from magnus_cache._engine.runtime.clock import MICROSECONDS
 from magnus_cache._engine.runtime.loop_end import cancel, loop_task
 from magnus_cache._engine.runtime.turns import Step, at_once, turn
-from magnus_cache._engine.store.batch_keys import RefMaker, places_by_server
+from magnus_cache._engine.store.batch_keys import RefMaker, places_by_server, trust_by_slot
 from magnus_cache._engine.store.judge import judge
 from magnus_cache._engine.store.local_writes import count_here
 from magnus_cache._engine.store.records import KeyRef, Record
@@ -318,11 +318,8 @@ class ManyWrites(Writes):
             make(ref, records[place], trust, (deadline, sent, sent), known)
             for place, deadline in zip(places, deadlines, strict=True)
         ]
-        trust_of = self.state.topology.trust_by_key
-        if trust_of is not None:
-            # On a cluster, that depends on the slot.
-            for place, entry in zip(places, entries, strict=True):
-                entry.trust = trust_of(names[place], ref.epoch_names, connection, sent)
+        kept_for = ((names[place], ref.epoch_names, entry) for place, entry in zip(places, entries, strict=True))
+        trust_by_slot(self.state.topology, kept_for, connection, sent)
         kept = memory.fill_many([transaction.placeholders[place] for place in places], entries)
         if not all(kept):
             memory.invalidate_many([names[place] for place, done in zip(places, kept, strict=True) if not done])
