@@ -69,10 +69,8 @@ class ManyKeys(FleetKeys):
     def __init__(self, topology: Topology, database: int) -> None:
         self._topology = topology
         self._database = database
-
-    def _wire(self, key: bytes) -> "Wire":
-        """:raises CacheUnavailableError: after the end of the cache."""
-        return self._topology.wire(key)
+        # Attributes, not methods: each request begins with this call.
+        self._wire: Callable[[bytes], Wire] = topology.wire
 
     def store_many(
         self, keys: Sequence[bytes], raws: Iterable[bytes], milliseconds: Iterable[int], receive: Receive[Stored],

@@ -4,7 +4,7 @@ All these keys are of one slot of a cluster, so that one script can add to the s
 whose answer was lost is sent again under its number, and counts once.
 """
 
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from magnus_cache._engine.keys.names import Keyspace
@@ -120,8 +120,7 @@ class Published(NamedTuple):
 class FleetKeys:
     """The operations on fleet statistics; a part of the `Client`."""
 
-    def _wire(self, key: bytes) -> "Wire":
-        raise NotImplementedError
+    _wire: "Callable[[bytes], Wire]"
 
     def publish(self, names: FleetNames, instance: str, report: Report, oldest: float, waiter: "Waiter") -> None:
         """Publish a report; `waiter` gets 1.
