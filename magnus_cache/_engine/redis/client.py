@@ -96,20 +96,16 @@ class Client(ManyKeys):
     :param database: the number of the database.
     :ivar connection: returns the running loop's connection to the server of a key; see `Topology.connection`.
     :ivar connection_for_large: returns the one for a large value; see `Topology.connection_for_large`.
+    :ivar current_connection: returns the running loop's connection to the server of a key, which must be configured;
+        raises `CacheUnavailableError` after the end of the cache.
     """
 
     def __init__(self, topology: Topology, database: int) -> None:
         super().__init__(topology, database)
-        # An attribute, not a method: each read from Redis begins with this call.
+        # Attributes, not methods: each read from Redis begins with this call.
         self.connection: Callable[[bytes], Connection | None] = topology.connection
         self.connection_for_large: Callable[[bytes], Connection | None] = topology.connection_for_large
-
-    def current_connection(self, key: bytes) -> Connection:
-        """Return the running loop's connection to the server of a key, which must be configured.
-
-        :raises CacheUnavailableError: after the end of the cache.
-        """
-        return self._topology.wire(key)
+        self.current_connection: Callable[[bytes], Connection] = topology.wire
 
     # -- values ---------------------------------------------------------------------------------------------
 

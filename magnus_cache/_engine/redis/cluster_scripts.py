@@ -23,6 +23,7 @@ __all__ = [
     "MY_ID",
     "NOTHING",
     "Steps",
+    "acquire_one",
     "adopt_copy",
     "arrive",
     "asking",
@@ -235,6 +236,22 @@ return redis.call('UNLINK', KEYS[1])
     writes=0,
 )
 
+# One lease of a batch: granted even if a value is stored, which the caller gets as well, and judges. Only the token
+# says whether it is granted: a request is repeated when its answer is lost, and the first one may have been granted.
+_LEASE: Final = Script(
+    "ACQ",
+    """
+local value = false
+if ARGV[3] == '' then
+  value = redis.pcall('GET', KEYS[1])
+  redis.call('SET', KEYS[2], ARGV[1], 'NX', 'PX', ARGV[2])
+else
+  redis.call('SET', KEYS[2], ARGV[1], 'PX', ARGV[2])
+end
+return {type(value) == 'string' and value, redis.pcall('GET', KEYS[2]) == ARGV[1] and 1 or 0}
+""",
+)
+
 _STORE: Final = Script(
     "SET",
     """
@@ -379,6 +396,14 @@ def reclaim(names: Sequence[bytes], epoch: int) -> Command:
 def reclaim_one(name: bytes, epoch: int) -> Command:
     """Pack the removal of a value if it is older than an epoch; the reply is 1 or 0."""
     return _RECLAIM_ONE.command((name,), epoch)
+
+
+def acquire_one(name: bytes, token: bytes, milliseconds: int, *, force: bool = False) -> Command:
+    """Pack the request for one of many leases; the reply is ``[value or nil, 1 or 0]``, without the value if forced.
+
+    :param force: whether to take the lease from any holder, even if a value is stored.
+    """
+    return _LEASE.command((name, lease_name(name)), token, milliseconds, b"1" if force else b"")
 
 
 def store_one(name: bytes, raw: bytes, milliseconds: int) -> Command:

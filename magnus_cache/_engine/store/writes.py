@@ -23,7 +23,6 @@ from magnus_cache._engine.coordination.generations import OfflineTrust
 from magnus_cache._engine.coordination.leases import Fence
 from magnus_cache._engine.memory.footprint import footprint, has_room, payload_kept
 from magnus_cache._engine.memory.placeholder import Placeholder
-from magnus_cache._engine.redis.retries import ask_twice
 from magnus_cache._engine.runtime.clock import MICROSECONDS
 from magnus_cache._engine.runtime.observers import CacheEvent, FillRefused, Stored, WriteRefused
 from magnus_cache._engine.runtime.turns import at_once, in_turns
@@ -53,6 +52,9 @@ _COMPRESSING: Final = 2
 
 NOT_STORED: Final = "not stored"
 """What is recorded of a loaded value that is returned to its callers only."""
+
+_MUTABLE: Final = frozenset({dict, list})
+"""The types of most values that are not immutable."""
 
 SAMPLED: Final = 3.0
 """Seconds for which an estimate of Redis' clock is exact enough for a write."""
@@ -186,7 +188,9 @@ class Writes:
         """Store a loaded value, as `fill` does."""
         if record.epoch != fence.epoch:
             record = record._replace(epoch=fence.epoch)
-        tags, ttl = record.tags, lifetime(ttl, ref.freshness.jitter, random)
+        tags, jitter = record.tags, ref.freshness.jitter
+        if jitter:
+            ttl = lifetime(ttl, jitter, random)
         lease, wire = fence.lease, self.state.client.connection(ref.name)  # the lease's loop may have been replaced
 
         def overtaken() -> bool:
@@ -204,7 +208,15 @@ class Writes:
         try:
             self.reads.epoch_sync.prepare(wire, ref.epoch_names, tags)
             order = _Order(partial(self.state.client.fill, ref.name, lease.token), fence.since)
-            stored = await ask_twice(lambda: self._send(wire, ref, record, payload, ttl, order))
+            stored: bool | None = None
+            try:
+                stored = await self._send(wire, ref, record, payload, ttl, order)
+            except CacheUnavailableError as error:
+                # As `ask_twice` does it, without a coroutine around each fill.
+                if error.reason != "lost":
+                    raise
+            if stored is None:
+                stored = await self._send(wire, ref, record, payload, ttl, order)
         except CacheUnavailableError as error:
             self.reads.failed(ref, error)
             if fence.fresh:
@@ -235,7 +247,7 @@ class Writes:
         if ref.namespace.local:
             return self.local.record(value, tags)
         version = new_version()
-        immutable = codec.is_immutable(value)
+        immutable = type(value) not in _MUTABLE and codec.is_immutable(value)
         if immutable or ref.namespace.share:
             # A copy unless the value is immutable: the caller may keep changing its own object.
             large = len(payload) >= codec.LARGE and not immutable
@@ -273,13 +285,14 @@ class Writes:
         # Once more, right before the command is queued: a read that this process queued earlier would store the old
         # value in memory after the write, and Redis does not announce our own writes to us.
         self._memory.invalidate(ref.name)
-        placeholder = self.reads.expect(ref)
+        placeholder = self._memory.reserve(ref.name) if ref.namespace.l1 else None
         receive = partial(self._stored, _Sent(ref, placeholder, record, (fresh_until, ttl), order.since))
         life = ttl if record.negative else ttl + ref.freshness.grace
         try:
             stored: bool = await order.send(raw, milliseconds(life), receive)
         finally:
-            self.reads.settle(placeholder)
+            if placeholder is not None:
+                self._memory.release(placeholder)
         if stored and wire.time.steps != steps:
             # The answer shows that the server's clock was set meanwhile, so the end in the envelope is wrong.
             fresh_until = wire.time.at(self._clock()) + int(ttl * MICROSECONDS)
@@ -307,7 +320,8 @@ class Writes:
         """Return `stored`; keep a stored value in memory unless its key was touched. Runs inside the reader."""
         ref, placeholder, record, times, since = write
         epochs = self.state.epochs
-        known, kept = self.reads.tag_state(ref, record.tags), False
+        # As `tag_state` does it.
+        known, kept = (self._memory.generation, epochs.stamps(record.tags, ref.epoch_names)), False
         # By the newest estimate of Redis' clock.
         deadline = source.time.end(*times, sent)
         # In this order, see `judge`. What waits in the outbox is older than this value, or has voided the placeholder;
