@@ -414,9 +414,9 @@ def keep_written(cache: "Cache", written: tuple[Any, ...], stored: bool, connect
 
     :param written: the reference, the placeholder, the record, and its fresh-until and TTL.
     """
-    from magnus_cache._engine.store.writes import _Sent
+    from magnus_cache._engine.store.orders import Sent
 
-    return cache._writes._stored(_Sent(*written), stored, connection, sent)
+    return cache._writes._stored(Sent(*written), stored, connection, sent)
 
 
 def forget_log_lines() -> None:

@@ -11,7 +11,7 @@ import weakref
 from collections.abc import Awaitable, Callable, Generator, Sequence
 from functools import partial
 from random import random
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from anyio import CapacityLimiter, to_thread
 
@@ -22,13 +22,13 @@ from magnus_cache._engine.coherence.trust import Trust, UnsharedTrust
 from magnus_cache._engine.coordination.generations import OfflineTrust
 from magnus_cache._engine.coordination.leases import Fence
 from magnus_cache._engine.memory.footprint import footprint, has_room, payload_kept
-from magnus_cache._engine.memory.placeholder import Placeholder
 from magnus_cache._engine.runtime.clock import MICROSECONDS
 from magnus_cache._engine.runtime.observers import CacheEvent, FillRefused, Stored, WriteRefused
 from magnus_cache._engine.runtime.turns import at_once, in_turns
 from magnus_cache._engine.store.judge import judge
 from magnus_cache._engine.store.local_values import tagged
 from magnus_cache._engine.store.local_writes import LocalWrites
+from magnus_cache._engine.store.orders import Order, Sent
 from magnus_cache._engine.store.reads import Reads
 from magnus_cache._engine.store.records import KeyRef, Record
 from magnus_cache.errors import CacheUnavailableError
@@ -40,9 +40,6 @@ if TYPE_CHECKING:
 __all__ = ["NOT_STORED", "SAMPLED", "Writes", "milliseconds"]
 
 T = TypeVar("T")
-
-_Send = Callable[[bytes, int, "Callable[[bool, Connection, float], bool]"], Awaitable[bool]]
-"""Stores a value, given its bytes, their life in milliseconds, and the receiver of the answer."""
 
 _COMPRESS_HERE: Final = 32_768
 """Bytes that are compressed on the event loop itself: about a millisecond."""
@@ -58,25 +55,6 @@ _MUTABLE: Final = frozenset({dict, list})
 
 SAMPLED: Final = 3.0
 """Seconds for which an estimate of Redis' clock is exact enough for a write."""
-
-
-class _Order(NamedTuple):
-    """How a value is stored.
-
-    :ivar send: stores it.
-    :ivar since: the moment (see `Epochs.moment`) when the write, or the load of the value, began.
-    """
-
-    send: _Send
-    since: int
-
-
-class _Sent(NamedTuple):
-    ref: KeyRef
-    placeholder: Placeholder | None
-    record: Record
-    times: tuple[int, float]  # its fresh-until in Redis' time, and its life in seconds
-    since: int  # see `_Order`
 
 
 class Writes:
@@ -131,7 +109,7 @@ class Writes:
             nonlocal record
             await self.reads.epoch_sync.settled(wire, ref.epoch_names, tags)
             record = record._replace(epoch=self.state.epochs.highest)
-            await self._send(wire, ref, record, payload, ttl, _Order(partial(self.state.client.store, ref.name), since))
+            await self._send(wire, ref, record, payload, ttl, Order(partial(self.state.client.store, ref.name), since))
 
         try:
             try:
@@ -207,7 +185,7 @@ class Writes:
             return await self._keep_loaded(ref, record, ttl, overtaken, fence, outcome if outcome.refused else None)
         try:
             self.reads.epoch_sync.prepare(wire, ref.epoch_names, tags)
-            order = _Order(partial(self.state.client.fill, ref.name, lease.token), fence.since)
+            order = Order(partial(self.state.client.fill, ref.name, lease.token), fence.since)
             stored: bool | None = None
             try:
                 stored = await self._send(wire, ref, record, payload, ttl, order)
@@ -260,7 +238,7 @@ class Writes:
 
     async def _send(
         self, wire: "Connection", ref: KeyRef, record: Record, payload: bytes, ttl: float,
-        order: _Order,
+        order: Order,
     ) -> bool:  # fmt: skip
         """Return whether Redis stored a value; if so, keep the value in memory unless its key was touched meanwhile.
 
@@ -286,7 +264,7 @@ class Writes:
         # value in memory after the write, and Redis does not announce our own writes to us.
         self._memory.invalidate(ref.name)
         placeholder = self._memory.reserve(ref.name) if ref.namespace.l1 else None
-        receive = partial(self._stored, _Sent(ref, placeholder, record, (fresh_until, ttl), order.since))
+        receive = partial(self._stored, Sent(ref, placeholder, record, (fresh_until, ttl), order.since))
         life = ttl if record.negative else ttl + ref.freshness.grace
         try:
             stored: bool = await order.send(raw, milliseconds(life), receive)
@@ -316,7 +294,7 @@ class Writes:
         limiter = self._limiters.setdefault(loop, CapacityLimiter(_COMPRESSING))
         return await to_thread.run_sync(work, limiter=limiter)
 
-    def _stored(self, write: "_Sent", stored: bool, source: "Connection", sent: float) -> bool:
+    def _stored(self, write: "Sent", stored: bool, source: "Connection", sent: float) -> bool:
         """Return `stored`; keep a stored value in memory unless its key was touched. Runs inside the reader."""
         ref, placeholder, record, times, since = write
         epochs = self.state.epochs
