@@ -126,10 +126,10 @@ async def _calls() -> None:
 
 
 def main() -> None:
-    # The command line uses the package as any program does.
-    found = {room: others for room, others in arrows().items() if room not in {"cli", "__main__"}}
+    # The command line and the dashboard use the package as any program does.
+    found = {room: others for room, others in arrows().items() if room not in {"cli", "__main__", "dashboard"}}
     count = sum(map(len, found.values()))
-    print(f"{len(found)} rooms, {floors(found)} floors, {count} arrows; the command line is not counted")
+    print(f"{len(found)} rooms, {floors(found)} floors, {count} arrows, without command line and dashboard")
     asyncio.run(_calls())
 
 
