@@ -117,8 +117,8 @@ def hit_rates(minutes: Sequence[CacheStats]) -> Columns:
     rates = [minute["hit_rate_percent"] if minute["total_requests"] else None for minute in minutes]
     return _times(minutes) | {
         "rate": rates,
-        "calls": [minute["total_requests"] for minute in minutes],
-        "outages": [minute["outages"] for minute in minutes],
+        "calls": [_whole(minute["total_requests"]) for minute in minutes],
+        "outages": [_whole(minute["outages"]) for minute in minutes],
     }
 
 

@@ -29,7 +29,7 @@ def bytes_text(count: float) -> str:
 def _scaled(count: float, step: float, unit: str) -> str:
     power = 0
     # What would be rounded up to 1,000 is 1 of the next unit.
-    while abs(count) >= step - 0.5 and power < len(_UNITS) - 1:
+    while abs(count) >= step * 0.9995 and power < len(_UNITS) - 1:
         count, power = count / step, power + 1
     return f"{_three(count)} {_UNITS[power]}{unit}".rstrip()
 
@@ -38,6 +38,7 @@ def _three(number: float) -> str:
     """Return a number below 1,000 with three digits."""
     if number == 0 or not math.isfinite(number):
         return f"{number:g}"
+    number = float(f"{number:.3g}")
     places = max(0, 2 - math.floor(math.log10(abs(number))))
     return f"{number:.{min(places, 3)}f}"
 
@@ -55,7 +56,7 @@ def percent_text(part: float, whole: float) -> str:
 
 def milliseconds_text(milliseconds: float) -> str:
     """Return a short time: ``0.31 ms``, ``12.4 ms``, ``1.23 s``."""
-    if milliseconds >= 999.5:
+    if milliseconds >= 999.5:  # which would be rounded to 1,000
         return f"{_three(milliseconds / 1_000)} s" if milliseconds < 100_000 else duration_text(milliseconds / 1_000)
     return f"{milliseconds:.2g} ms" if milliseconds < 10 else f"{_three(milliseconds)} ms"
 

@@ -7,7 +7,8 @@ import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
 from magnus_cache import CacheManager, CacheStats
-from magnus_cache._engine.keys.shown import key_of, key_shown
+from magnus_cache._engine.keys.names import KeyText
+from magnus_cache._engine.keys.shown import key_shown
 from magnus_cache.dashboard.texts import plain_text
 from magnus_cache.dashboard.watch import Watch
 from magnus_cache.errors import CacheError, CacheUnavailableError
@@ -97,8 +98,11 @@ def _choose(cache: CacheManager, namespace: str, texts: list[str]) -> None:
 
 
 def _explain(cache: CacheManager, namespace: str, text: str) -> None:
+    if plain_text(text) != text:
+        st.warning("Another program has stored this: the name has bytes that no key of a cache has.")
+        return
     try:
-        found = cache.explain(namespace, key_of(text))
+        found = cache.explain(namespace, KeyText(text))
     except CacheError as error:
         st.error(_told(error))
         return
@@ -121,10 +125,10 @@ def clear_values(cache: CacheManager, watch: Watch) -> None:
             "Remove the values of", [_EVERYTHING, *_used_namespaces(watch)], accept_new_options=True,
             key="magnus_clear_what", help="A namespace, or a glob such as users:eu*",
         )  # fmt: skip
-        st.button("Clear …", key="magnus_clear", icon=":material/delete:", on_click=_ask, args=(chosen,))
+        st.button("Clear …", key="magnus_clear", icon=":material/delete:", on_click=_ask)
     below = st.empty()
     # Another choice is another question.
-    if state.get("magnus_asked") == chosen:
+    if chosen is not None and state.get("magnus_asked") == chosen:
         with below.container():
             _confirm(cache, watch, chosen)
     elif (done := state.pop("magnus_cleared", None)) is not None:
@@ -133,8 +137,13 @@ def clear_values(cache: CacheManager, watch: Watch) -> None:
         _emptied(below)
 
 
-def _ask(chosen: str | None) -> None:
-    st.session_state["magnus_asked"] = chosen
+def _ask() -> None:
+    # What is chosen now: the page that was clicked may not know it yet.
+    st.session_state["magnus_asked"] = st.session_state["magnus_clear_what"]
+
+
+def _forget() -> None:
+    st.session_state.pop("magnus_asked", None)
 
 
 def _confirm(cache: CacheManager, watch: Watch, chosen: str) -> None:
@@ -153,11 +162,11 @@ def _confirm(cache: CacheManager, watch: Watch, chosen: str) -> None:
                 "Remove values", type="primary", key="magnus_clear_confirm", on_click=_clear,
                 args=(cache, watch, target),
             )  # fmt: skip
-            st.button("Cancel", key="magnus_clear_cancel", on_click=_ask, args=(None,))
+            st.button("Cancel", key="magnus_clear_cancel", on_click=_forget)
 
 
 def _clear(cache: CacheManager, watch: Watch, target: str) -> None:
-    _ask(None)
+    _forget()
     st.session_state["magnus_cleared"] = _cleared(cache, target)
     watch.expire()
 

@@ -21,7 +21,7 @@ from tests.support.wait import wait_until
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
-__all__ = ["browser", "busy_history", "dashboard", "free_port"]
+__all__ = ["browser", "busy_history", "dashboard", "free_port", "started", "text_of"]
 
 PATIENCE: Final = 60
 
@@ -36,10 +36,12 @@ def free_port() -> int:
 
 
 @contextmanager
-def dashboard(folder: Path, *arguments: str) -> Iterator[str]:
-    """Run ``magnus-cache dashboard``, and give the address of its page."""
+def started(folder: Path, *arguments: str) -> "Iterator[tuple[subprocess.Popen[bytes], str]]":
+    """Run ``magnus-cache dashboard`` in a folder; give its process, and the address of its page, which it serves."""
     port = free_port()
-    command = [sys.executable, "-m", "magnus_cache", "dashboard", "--port", str(port), *arguments]
+    command = [sys.executable, "-P", "-m", "magnus_cache", "dashboard", "--port", str(port), *arguments]
+    # Without -P, it would look into the folder for modules, which the installed program does not.
+    # A home of its own: no question was answered there before.
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "HOME": str(folder)}
     log = folder / "dashboard.log"
     with (
@@ -51,9 +53,16 @@ def dashboard(folder: Path, *arguments: str) -> Iterator[str]:
         try:
             wait_until(lambda: program.poll() is not None or f":{port}" in log.read_text(), PATIENCE)
             assert program.poll() is None, log.read_text()
-            yield f"http://127.0.0.1:{port}"
+            yield program, f"http://127.0.0.1:{port}"
         finally:
             program.terminate()
+
+
+@contextmanager
+def dashboard(folder: Path, *arguments: str) -> Iterator[str]:
+    """Run ``magnus-cache dashboard`` in a folder, and give the address of its page."""
+    with started(folder, *arguments) as (_, address):
+        yield address
 
 
 @contextmanager
