@@ -19,6 +19,12 @@ _METRIC_WIDTH: Final = 160
 _STALE: Final = 5.0
 """Seconds from which on it is said how old the figures are."""
 
+_KEY: Final = "magnus_panel"
+_STYLE: Final = f"""<style>
+.st-key-{_KEY} [data-stale="true"] {{ opacity: 1; transition: none; }}
+</style>"""
+"""Figures are not faded while newer ones are looked up, which would flicker: how old they are is said in words."""
+
 _HINT: Final = """
 A process reports ten seconds after it has first used its cache, and when it closes it. This page shows the processes
 that use Redis at `{place}` with the prefix `{prefix}`:
@@ -35,6 +41,12 @@ def quote(ticker):
 
 def draw(cache: CacheManager, every: float) -> None:
     """Draw everything that `panel` promises."""
+    with st.container(key=_KEY):
+        st.html(_STYLE)
+        _draw(cache, every)
+
+
+def _draw(cache: CacheManager, every: float) -> None:
     watch = _watch_of(id(cache._state), cache, every)
     refreshed = partial(st.fragment, run_every=every)
     refreshed(_overview)(watch, cache)

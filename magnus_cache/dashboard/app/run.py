@@ -3,6 +3,7 @@
 import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import streamlit as st
@@ -14,6 +15,9 @@ __all__ = ["main"]
 
 _SECONDS = 1.0
 """For one exchange with Redis."""
+
+_ICON = str(Path(__file__).with_name("icon.svg"))
+"""A file: Streamlit would fetch its own icons and emoji from another host."""
 
 _STYLE = """<style>
 .stMainBlockContainer { padding-top: 2.5rem; padding-bottom: 3rem; }
@@ -30,7 +34,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--url")
     parser.add_argument("--prefix")
     options = parser.parse_args(arguments)
-    st.set_page_config("magnus_cache", page_icon=":material/speed:", layout="wide")
+    st.set_page_config("magnus_cache", page_icon=_ICON, layout="wide")
     st.html(_STYLE)
     try:
         cache = _cache(options.url, options.prefix)
