@@ -10,9 +10,9 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mappi
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, Unpack, overload
 
 from magnus_cache._engine import codec
+from magnus_cache._engine.api.atomic import AsyncAtomic
 from magnus_cache._engine.api.engine import Engine
 from magnus_cache._engine.api.explain import explain
-from magnus_cache._engine.api.life import AsyncLife
 from magnus_cache._engine.api.local_stats import local_stats
 from magnus_cache._engine.api.many import as_list, load_many, locator
 from magnus_cache._engine.api.scanning import scan
@@ -44,7 +44,7 @@ T = TypeVar("T")
 
 
 @readable
-class AsyncCache(AsyncLife):
+class AsyncCache(AsyncAtomic):
     """The operations of a cache for coroutines; see `AsyncCacheManager`."""
 
     def __init__(self, settings: CacheSettings | None = None, **overrides: Unpack[SettingsOptions]) -> None:
