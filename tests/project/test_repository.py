@@ -47,7 +47,8 @@ USERS = {"cli", "dashboard", "observability"}
 
 MANY_PARAMETERS = {
     # What callers write as keywords, each documented at its place: a record would only hide them.
-    "cached", "cached_many", "get_or_set", "get_or_set_many", "warm_cache", "Namespace.__new__",
+    "cached", "cached_many", "decr", "get_or_set", "get_or_set_many", "incr", "update", "warm_cache",
+    "Namespace.__new__",
 }  # fmt: skip
 """Public functions that may have more parameters."""
 NEVER_IMPORTED = [

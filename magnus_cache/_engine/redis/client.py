@@ -19,7 +19,7 @@ from magnus_cache._engine.keys.globs import ClearScope
 from magnus_cache._engine.keys.names import lease_name
 from magnus_cache._engine.redis import bulk, commands, replies, scripts
 from magnus_cache._engine.redis.bulk import BeforeRemoval, Reclaimed
-from magnus_cache._engine.redis.client_many import ManyKeys
+from magnus_cache._engine.redis.client_atomic import AtomicKeys
 from magnus_cache._engine.redis.exchange import IGNORED, Callback, Connection, Receive, Waiter, as_it_is
 from magnus_cache._engine.redis.replies import ServerFacts
 from magnus_cache._engine.redis.scripts import LeaseAttempt
@@ -90,8 +90,10 @@ class Ping(NamedTuple):
     """Whether the server announces changes to this connection."""
 
 
-class Client(ManyKeys):
-    """Sends the commands of one cache to Redis, on the running event loop; those on many keys are in `ManyKeys`.
+class Client(AtomicKeys):
+    """Sends the commands of one cache to Redis, on the running event loop.
+
+    Those on many keys are in `ManyKeys`, and those that depend on the stored value in `AtomicKeys`.
 
     :param database: the number of the database.
     :ivar connection: returns the running loop's connection to the server of a key; see `Topology.connection`.

@@ -28,6 +28,7 @@ __all__ = [
     "arrive",
     "asking",
     "asking_get",
+    "in_one_step",
     "issue",
     "join",
     "last_issued",
@@ -413,6 +414,17 @@ def store_one(name: bytes, raw: bytes, milliseconds: int) -> Command:
     """
     lease = Command("DEL", pack(b"DEL", lease_name(name)))
     return Steps("SET", (lease, _STORE.command((name,), raw, milliseconds)), 2)
+
+
+def in_one_step(name: bytes, whole: Command, alone: Command) -> Command:
+    """Return a command that voids the lease of a value in the step in which it writes the value.
+
+    While the slot is moved, the lease goes first. A load that takes it in between may store over what is written.
+
+    :param whole: the command with both keys. It is refused as a whole, so nothing of it is done twice.
+    :param alone: the same without the lease.
+    """
+    return _Divisible(whole, (Command("DEL", pack(b"DEL", lease_name(name))), alone))
 
 
 def remove_one(name: bytes) -> Command:

@@ -330,6 +330,13 @@ class Writes:
         self._tell(WriteRefused, ref, error.reason)
         self.state.notices.warn(f"refused:{error.reason}", f"{error}; the value stays in this process for now")
 
+    def void_loads(self, ref: KeyRef) -> None:
+        """Void the loads of a value that is written: they began before."""
+        self.state.flights.detach(ref.name)
+        self.state.leases.invalidated_many((ref.name,))
+        # Again, as for every invalidation: a load may have begun in between.
+        self.state.flights.detach(ref.name)
+
     def unsure(self, names: Sequence[bytes]) -> int:
         """Record removals or overwrites that Redis may not have, and void all loads of these values.
 
