@@ -6,7 +6,7 @@ from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import ClusterDownError, NoPermissionError
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-from magnus_cache._engine.redis import cluster_scripts
+from magnus_cache._engine.redis import cluster_questions
 from magnus_cache._engine.redis.commands import info, pack
 from magnus_cache._engine.redis.connection import answers
 from magnus_cache._engine.redis.diagnosis import TopologyError
@@ -46,8 +46,8 @@ async def introduce_node(connection: AbstractConnection, key: bytes, tracking: T
     server = await introduce(connection, key, tracking, cluster=True)
     # ASKING is about the next command, which does not mind.
     asking, who, state, shards = await answers(
-        connection, _ASKING, cluster_scripts.MY_ID.packed, cluster_scripts.CLUSTER_INFO.packed,
-        cluster_scripts.CLUSTER_SHARDS.packed,
+        connection, _ASKING, cluster_questions.MY_ID.packed, cluster_questions.CLUSTER_INFO.packed,
+        cluster_questions.CLUSTER_SHARDS.packed,
     )  # fmt: skip
     if isinstance(who, Exception):
         # A server that does not tell its mode.
@@ -75,7 +75,7 @@ async def map_of(connection: AbstractConnection, shards: Any, here: Respondent) 
         found = None if isinstance(shards, Exception) else from_shards(shards, here)
         if found is not None and found.covered == SLOTS:
             return found, True
-        (slots,) = await answers(connection, cluster_scripts.CLUSTER_SLOTS.packed)
+        (slots,) = await answers(connection, cluster_questions.CLUSTER_SLOTS.packed)
         if not isinstance(slots, Exception):
             return from_slots(slots, here), False
         if found is not None:

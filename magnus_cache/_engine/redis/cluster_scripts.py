@@ -17,10 +17,6 @@ from magnus_cache._engine.redis.commands import Command, pack
 from magnus_cache._engine.redis.scripts import NUMBERS, OLD, PUT, Script
 
 __all__ = [
-    "CLUSTER_INFO",
-    "CLUSTER_SHARDS",
-    "CLUSTER_SLOTS",
-    "MY_ID",
     "NOTHING",
     "Steps",
     "acquire_one",
@@ -40,11 +36,6 @@ __all__ = [
     "store_one",
     "succeed",
 ]
-
-CLUSTER_INFO: Final = Command("CLUSTER INFO", pack(b"CLUSTER", b"INFO"))
-CLUSTER_SHARDS: Final = Command("CLUSTER SHARDS", pack(b"CLUSTER", b"SHARDS"))
-CLUSTER_SLOTS: Final = Command("CLUSTER SLOTS", pack(b"CLUSTER", b"SLOTS"))
-MY_ID: Final = Command("CLUSTER MYID", pack(b"CLUSTER", b"MYID"))
 
 NOTHING: Final = b""
 """The answer of a script that cannot decide without a new epoch."""

@@ -7,7 +7,7 @@ the same settings may use two clusters, and neither hears of what the other one 
 import asyncio
 from typing import TYPE_CHECKING, Final
 
-from magnus_cache._engine.redis import cluster_scripts
+from magnus_cache._engine.redis import cluster_questions
 from magnus_cache._engine.redis.cluster_handshake import map_of
 from magnus_cache._engine.redis.connection import answers, opened
 from magnus_cache._engine.redis.endpoint import shown
@@ -59,7 +59,7 @@ async def _primaries(deployment: "Deployment", seed: "Address", timeout: float, 
         async with asyncio.timeout(timeout):
             intake = Intake(timeout, clock, lambda: 1, lambda: _REPLY_BYTES)
             async with opened(endpoint, timeout, intake, lambda: True) as connection:
-                (shards,) = await answers(connection, cluster_scripts.CLUSTER_SHARDS.packed)
+                (shards,) = await answers(connection, cluster_questions.CLUSTER_SHARDS.packed)
                 found, _ = await map_of(connection, shards, here)
     # The errors of redis-py, sockets and TLS have no common base class below Exception. A node that is needed is
     # connected to as well, and what is wrong with it is told then.

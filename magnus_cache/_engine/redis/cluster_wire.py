@@ -35,7 +35,7 @@ from magnus_cache._engine.coherence.node_trust import NodeTrust
 from magnus_cache._engine.coherence.trust import Trust
 from magnus_cache._engine.outage.breaker import Breaker
 from magnus_cache._engine.redis import cluster_origins as origins
-from magnus_cache._engine.redis import cluster_scripts, commands
+from magnus_cache._engine.redis import cluster_questions, commands
 from magnus_cache._engine.redis.cluster_answers import NodeAnswers
 from magnus_cache._engine.redis.cluster_handshake import introduce_node
 from magnus_cache._engine.redis.cluster_journeys import RedirectedRead
@@ -70,7 +70,7 @@ if TYPE_CHECKING:
 __all__ = ["ClusterWire", "Neighbours"]
 
 _MAPS: Final = {
-    True: (cluster_scripts.CLUSTER_SHARDS, from_shards), False: (cluster_scripts.CLUSTER_SLOTS, from_slots),
+    True: (cluster_questions.CLUSTER_SHARDS, from_shards), False: (cluster_questions.CLUSTER_SLOTS, from_slots),
 }  # fmt: skip
 """How a node is asked about the map, and how the answer is read, by whether it knows CLUSTER SHARDS."""
 
@@ -241,12 +241,12 @@ class ClusterWire(NodeAnswers):
 
         def refused(_error: BaseException) -> None:
             # It confirms nothing. The rights that are documented name one of the two.
-            if command is cluster_scripts.CLUSTER_SLOTS and self.server is server:
+            if command is cluster_questions.CLUSTER_SLOTS and self.server is server:
                 self._shards, self._has_slots = True, False
 
         server = self.server
         self._pipeline.add_first(Question(command, took_map, Callback(None, refused)))
-        self._pipeline.add_first(Question(cluster_scripts.CLUSTER_INFO, took_state, Callback()))
+        self._pipeline.add_first(Question(cluster_questions.CLUSTER_INFO, took_state, Callback()))
         self._sender.kick()
 
     def ask_history(self) -> asyncio.Future[Any]:

@@ -34,6 +34,7 @@ from magnus_cache._engine.runtime.key_queues import KeyQueues
 from magnus_cache._engine.runtime.turns import at_once
 from magnus_cache._engine.store.atomic_memory import AtomicMemory
 from magnus_cache._engine.store.fills_many import ManyFills
+from magnus_cache._engine.store.orders import Order
 from magnus_cache._engine.store.records import MISS, KeyRef, Record
 from magnus_cache._engine.store.stored_values import StoredValue, judged, stored_value
 from magnus_cache._engine.store.writes import SAMPLED, milliseconds
@@ -172,10 +173,10 @@ class AtomicWrites(ManyFills):
             done: bool = await self.state.client.swap(ref.name, Swap(expected, raw, life, absent), took)
             return done
 
-        lost = False
+        lost, order = False, Order(send, self.state.epochs.moment())
         for _ in range(2):
             try:
-                done = await self._send(wire, ref, record, payload, ttl, send)
+                done = await self._send(wire, ref, record, payload, ttl, order)
             except CacheUnavailableError as error:
                 if lost or error.reason != "lost":
                     raise
@@ -185,11 +186,11 @@ class AtomicWrites(ManyFills):
                 version = record.version.to_bytes(8, "big")
                 done = found[VERSION_AT : VERSION_AT + 8] == version
             if done:
-                self.overtaken(ref)
+                self.written(ref)
             return Swapped(done, found, unsure=lost and not done)
         raise AssertionError("unreachable")
 
-    def overtaken(self, ref: KeyRef) -> None:
+    def written(self, ref: KeyRef) -> None:
         """Count a value that was written, and void its loads."""
         self.void_loads(ref)
         ref.counters.stores += 1
@@ -243,7 +244,7 @@ class AtomicWrites(ManyFills):
                 # It was counted; what became of the number since is not known.
                 invalidated = False
             if attempt.done and not invalidated:
-                self.overtaken(ref)
+                self.written(ref)
                 number: int = codec.decode(envelope.unpack(attempt.raw, self.reads.limit(ref))[4])
                 return number
             reject = attempt.raw[:HEADER_BYTES]

@@ -9,7 +9,7 @@ from magnus_cache._engine.store.records import KeyRef, Record
 if TYPE_CHECKING:
     from magnus_cache._engine.redis.exchange import Connection
 
-__all__ = ["Order", "Sent"]
+__all__ = ["Order", "Send", "Sent"]
 
 Send = Callable[[bytes, int, "Callable[[bool, Connection, float], bool]"], Awaitable[bool]]
 """Stores a value, given its bytes, their life in milliseconds, and the receiver of the answer."""
