@@ -167,7 +167,7 @@ class AsyncCache(AsyncAtomic, AsyncAdministration):
             # The value is not stored, but the old one is outdated.
             await self._engine.remove((ref,))
             return False
-        self._state.acts.setting((ref.name,))
+        self._state.recorder.add_act(ref.name, "set")
         return await self._writes.overwrite(ref, value, payload, life, names)
 
     async def delete(self, namespace: str, key: Any) -> bool:

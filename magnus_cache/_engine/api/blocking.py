@@ -151,7 +151,7 @@ class BlockingCache(BlockingAtomic):
         if self._state.mode is Mode.DISABLED:
             self._remove((ref,))
             return False
-        self._state.acts.setting((ref.name,))
+        self._state.recorder.add_act(ref.name, "set")
         if self._deferred.writes:
             self._deferred.write(ref, value, payload, life, names)
             return False

@@ -72,7 +72,7 @@ def set_many_blocking(
         return False
     if deferred.writes:
         for item in call.values().items() if call.items else ():
-            state.acts.setting((item[0].name,))
+            state.recorder.add_act(item[0].name, "set")
             deferred.write(*item)
         return False
     state.check_open()

@@ -7,7 +7,7 @@ after it in the history of a key. Observers hear of it once it is done, as they 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
 
-from magnus_cache._engine.coordination.fleet_log import FleetLog, Note
+from magnus_cache._engine.coordination.fleet_log import FleetLog
 from magnus_cache._engine.coordination.happenings import Happenings
 from magnus_cache._engine.runtime.observers import Cleared, Deleted, Observers, TagsInvalidated, Touched, texts
 from magnus_cache._engine.runtime.recorder import CallSite, Recorder, call_site, site_text
@@ -39,16 +39,16 @@ class Acts:
 
     def touched(self, namespace: str, name: bytes, ttl: float) -> None:
         """Note that a value has got a new time to live, in seconds."""
-        self._parts.recorder.add(name, "touched", call_site(), ttl)
+        self._parts.recorder.add_act(name, "touched", ttl)
         if self._parts.observers.active:
             self._parts.observers.tell(Touched, str(namespace), *texts((name,)), ttl)
 
     def deleting(self, names: Sequence[bytes]) -> CallSite | None:
         """Note that values are about to be removed; return the place in the program, for `deleted`."""
-        site = call_site()
-        self._parts.elsewhere.expect(names)
-        self._parts.recorder.add_many(names, "deleted", site)
-        self._parts.fleet_log.note(Note(self._parts.fleet_log.clock(), "deleted", site, names))
+        site, parts = call_site(), self._parts
+        now = parts.elsewhere.expect(names)
+        parts.recorder.add_many(names, "deleted", site)
+        parts.fleet_log.note(now, "deleted", site, names)
         return site
 
     def deleted(self, namespace: str, names: Sequence[bytes], removed: int, site: CallSite | None) -> None:
@@ -60,9 +60,9 @@ class Acts:
     def clearing(self, target: str, scope: "ClearScope") -> CallSite | None:
         """Note that values are about to be cleared; return the place in the program, for `cleared`."""
         site = call_site()
-        self._parts.elsewhere.expect_scope(scope, over=False)
+        now = self._parts.elsewhere.expect_scope(scope, over=False)
         self._parts.recorder.add_all(lambda name, _: scope.covers(name), "cleared", site, target)
-        self._parts.fleet_log.note(Note(self._parts.fleet_log.clock(), "cleared", site, target=target))
+        self._parts.fleet_log.note(now, "cleared", site, target=str(target))
         return site
 
     def cleared(self, target: str, scope: "ClearScope", removed: int, site: CallSite | None) -> None:
@@ -79,7 +79,7 @@ class Acts:
         site, every = call_site(), frozenset(tags)
         what = "tag invalidated" if function is None else "function cleared"
         self._parts.recorder.add_all(lambda _, its: not every.isdisjoint(its), what, site, function)
-        self._parts.fleet_log.note(Note(self._parts.fleet_log.clock(), what, site, tags=tuple(tags)))
+        self._parts.fleet_log.note(self._parts.fleet_log.clock(), what, site, tags=tuple(map(str, tags)))
         return site
 
     def invalidated(self, tags: Sequence[str], site: CallSite | None, function: str | None = None) -> None:

@@ -44,6 +44,9 @@ _WAITING: Final = 1_000
 _TOGETHER: Final = 16
 """Records of one request."""
 
+_REQUESTS: Final = 4
+"""Requests that are sent at the end of a cache at most."""
+
 _NAMES: Final = 32
 """Names of one record."""
 
@@ -62,7 +65,7 @@ class Note(NamedTuple):
     site: CallSite | None
     names: Sequence[bytes] = ()
     target: str | None = None
-    tags: tuple[str, ...] = ()
+    tags: Sequence[str] = ()
 
 
 class Elsewhere(NamedTuple):
@@ -105,14 +108,17 @@ class FleetLog:
 
     def reset(self) -> None:
         """Forget what waits, as in a forked child: its parent publishes it."""
-        self._notes: deque[Note] = deque(maxlen=_WAITING)
+        self._notes: deque[tuple[float, str, CallSite | None, Sequence[bytes], str | None, Sequence[str]]] = deque(
+            maxlen=_WAITING
+        )
         self._timer: asyncio.AbstractEventLoop | None = None
         self._next = 0.0
+        self._host = socket.gethostname()
 
     @property
     def process(self) -> str:
         """This process, for people: its host, process id and instance."""
-        return f"{socket.gethostname()}:{os.getpid()}:{self._instance()}"
+        return f"{self._host}:{os.getpid()}:{self._instance()}"
 
     @property
     def waiting(self) -> bool:
@@ -121,11 +127,15 @@ class FleetLog:
 
     # -- publishing -----------------------------------------------------------------------------------------
 
-    def note(self, note: Note) -> None:
-        """Note something that this process does, and see to it that it is published."""
+    def note(
+        self, at: float, what: str, site: CallSite | None, names: Sequence[bytes] = (), target: str | None = None,
+        tags: Sequence[str] = (),
+    ) -> None:  # fmt: skip
+        """Note something that this process does, and see to it that it is published; see `Note`."""
         if self._enabled:
-            self._notes.append(note)
-            if self._timer is None or self._timer.is_closed():
+            # A plain tuple, as each delete makes one; most of them end as a part of another note.
+            self._notes.append((at, what, site, names, target, tags))
+            if self._timer is None or not self._timer.is_running():
                 self.arm()
 
     def arm(self) -> None:
@@ -171,30 +181,38 @@ class FleetLog:
 
     async def published(self, connection: "Connection") -> None:
         """Return when what waits is published, or cannot be."""
-        done = asyncio.Event()
-        if self.publish(connection, done.set):
+        for _ in range(_REQUESTS):
+            done = asyncio.Event()
+            if not self.publish(connection, done.set):
+                break
             await done.wait()
 
     def _taken(self) -> Iterator[Note]:
         """Take what waits, for one request: what one line has done to one key after the other is one note."""
-        last: Note | None = None
         for _ in range(_TOGETHER):
-            while True:
-                try:
-                    note = self._notes.popleft()
-                except IndexError:
-                    if last is not None:
-                        yield last
-                    return
-                joined = None if last is None else _joined(last, note)
-                if joined is None:
-                    break
-                last = joined
-            if last is not None:
-                yield last
-            last = note
-        if last is not None:
-            yield last
+            try:
+                note = Note(*self._notes.popleft())
+            except IndexError:
+                return
+            if note.names:
+                names = list(note.names)
+                while (more := self._alike(note, len(names))) is not None:
+                    names += more
+                note = note._replace(names=names)
+            yield note
+
+    def _alike(self, note: Note, count: int) -> Sequence[bytes] | None:
+        """Take the next note if it is of the same line, and about keys; return its names.
+
+        :param count: names that the note has so far.
+        """
+        try:
+            _, what, site, names, *_ = self._notes[0]
+            if not names or what != note.what or site != note.site or count + len(names) > _NAMES:
+                return None
+            return self._notes.popleft()[3]
+        except IndexError:
+            return None
 
     def _packed(self, note: Note, connection: "Connection") -> bytes:
         fields = {
@@ -223,14 +241,6 @@ class FleetLog:
         return found
 
 
-def _joined(first: Note, second: Note) -> Note | None:
-    """Return two notes of one line about keys as one; None if they are not alike."""
-    alike = first.what == second.what and first.site == second.site and first.names and second.names
-    if not alike or len(first.names) + len(second.names) > _NAMES:
-        return None
-    return second._replace(names=[*first.names, *second.names])
-
-
 def _record(raw: bytes) -> Elsewhere | None:
     """Return what a process has published; None for nonsense."""
     if len(raw) > _LONGEST:
@@ -241,13 +251,9 @@ def _record(raw: bytes) -> Elsewhere | None:
         names, tags = fields["names"], fields["tags"]
     except Exception:  # noqa: BLE001  # whatever msgpack raises, and whatever a stranger has packed
         return None
-    texts = [what, by, *(text for text in (site, target) if text is not None)]
-    fits = (
-        type(at) is int
-        and type(names) is list
-        and type(tags) is list
-        and {*map(type, texts), *map(type, tags)} == {str}
-    )
-    if not fits or not {*map(type, names)} <= {bytes}:
+    if type(at) is not int or type(names) is not list or type(tags) is not list:
+        return None
+    texts = [what, by, *tags, *(text for text in (site, target) if text is not None)]
+    if {*map(type, texts)} != {str} or not {*map(type, names)} <= {bytes}:
         return None
     return Elsewhere(at, what, by, site, names, target, tags)

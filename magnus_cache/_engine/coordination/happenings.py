@@ -73,21 +73,23 @@ class Happenings:
 
     # -- changes of other processes ---------------------------------------------------------------------------
 
-    def expect(self, names: Sequence[bytes]) -> None:
-        """Note that this process is about to remove some values: their announcement is no news."""
-        own = self._own_names
+    def expect(self, names: Sequence[bytes]) -> float:
+        """Note that this process is about to remove some values: their announcement is no news. Return the time."""
+        own, now = self._own_names, self._parts.clock()
         if len(own) + len(names) > _MOST_EXPECTED:
             own.clear()
-        until = self._parts.clock() + _ECHO
-        for name in names[:_MOST_EXPECTED]:
-            own[name] = until
+            names = names[:_MOST_EXPECTED]
+        for name in names:
+            own[name] = now + _ECHO
+        return now
 
-    def expect_scope(self, scope: ClearScope, *, over: bool) -> None:
-        """Note that this process is about to clear values, or has done so."""
+    def expect_scope(self, scope: ClearScope, *, over: bool) -> float:
+        """Note that this process is about to clear values, or has done so. Return the time."""
         own, now = self._own_scopes, self._parts.clock()
         for old in [old for old, until in list(own.items()) if until < now]:
             own.pop(old, None)
         own[scope] = now + _ECHO if over else math.inf
+        return now
 
     def _is_news(self, name: bytes) -> bool:
         """Whether the announcement of a value is not the echo of what this process has done."""

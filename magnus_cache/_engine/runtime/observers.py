@@ -249,8 +249,8 @@ class Observers:
 
     def hit(self, ref: _Ref, level: Literal["l1", "l2"]) -> None:
         """Tell that a caller got a value."""
-        if self.wants(Hit):
-            self.tell(Hit, str(ref.namespace), text(ref.name), level)
+        if self._by_kind.get(Hit) or self._of(Hit):
+            self.tell(Hit, str(ref.namespace), ref.name.decode("utf-8", "replace"), level)
 
     def miss(self, ref: _Ref) -> None:
         """Tell that a caller found no usable value."""

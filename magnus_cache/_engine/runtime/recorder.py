@@ -67,7 +67,9 @@ class Fact(NamedTuple):
     detail: Any = None
 
 
-_Chain: TypeAlias = "tuple[float, str, By, Any, _Chain | None, int]"
+_Chain: TypeAlias = "tuple[float, str, CodeType | None, int, Any, _Chain | None, int]"
+"""What happened to a key, linked to what happened before: the time, what, the code and the place in it (-1 for the
+function as a whole), the detail, what was before, and how many there are. Flat, as each write makes one."""
 _Covers: TypeAlias = Callable[[bytes, Sequence[str]], bool]
 
 
@@ -91,8 +93,12 @@ class Recorder:
         self._batches: deque[tuple[float, str, By, Any, Sequence[bytes]]] = deque(maxlen=_BATCHES)
         self._broad: deque[tuple[float, str, By, Any, _Covers]] = deque(maxlen=_BATCHES)
 
-    def add(self, name: bytes, what: str, by: By = None, detail: Any = None) -> None:
-        """Record something about one key."""
+    def add(self, name: bytes, what: str, code: CodeType | None = None, detail: Any = None, place: int = -1) -> None:
+        """Record something about one key.
+
+        :param code: a function that was called, or the code that has called this package.
+        :param place: the place in that code.
+        """
         young = self._young
         before = young.get(name)
         if before is None:
@@ -100,19 +106,34 @@ class Recorder:
                 if not self._most:
                     return
                 self._old, self._young = young, (young := {})
-            young[name] = (self._clock(), what, by, detail, None, 1)
+            young[name] = (self._clock(), what, code, place, detail, None, 1)
         else:
-            depth = before[5] + 1
+            depth = before[6] + 1
             if depth > _DEEP:
                 before, depth = _newest(before)
-            young[name] = (self._clock(), what, by, detail, before, depth)
+            young[name] = (self._clock(), what, code, place, detail, before, depth)
+
+    def add_act(self, name: bytes, what: str, detail: Any = None) -> None:
+        """Record something that the program does to one key, with the place that has called this package."""
+        if not self._most:
+            return
+        # `call_site`, written out, without a tuple of what it finds: each `set` comes here.
+        frame: FrameType | None = sys._getframe(1)
+        while frame is not None:
+            code = frame.f_code
+            outside = _outside.get(code.co_filename)
+            if outside or (outside is None and _is_outside(code.co_filename)):
+                self.add(name, what, code, detail, frame.f_lasti)
+                return
+            frame = frame.f_back
+        self.add(name, what, None, detail)
 
     def again(self, name: bytes, what: str) -> None:
         """Record something about one key, in place of the last thing if that was the same."""
         young = self._young
         before = young.get(name)
         if before is not None and before[1] == what:
-            young[name] = (self._clock(), what, None, None, *before[4:])
+            young[name] = (self._clock(), *before[1:])
         else:
             self.add(name, what)
 
@@ -122,7 +143,8 @@ class Recorder:
         :param names: they must not change later.
         """
         if len(names) == 1:
-            self.add(names[0], what, by, detail)
+            code, place = by if isinstance(by, tuple) else (by, -1)
+            self.add(names[0], what, code, detail, place)
         elif self._most and names:
             kept = names if len(names) <= _IN_BATCH else names[:_IN_BATCH]
             self._batches.append((self._clock(), what, by, detail, kept))
@@ -144,8 +166,8 @@ class Recorder:
         for keys in (self._young, self._old):
             chain = keys.get(name)
             while chain is not None:
-                found.append(Fact(*chain[:4]))
-                chain = chain[4]
+                at, what, code, place, detail, chain, _ = chain
+                found.append(Fact(at, what, code if code is None or place < 0 else (code, place), detail))
         found += (Fact(*batch[:4]) for batch in list(self._batches) if name in batch[4])
         found += (Fact(*broad[:4]) for broad in list(self._broad) if broad[4](name, tags))
         return sorted(found, key=lambda fact: fact.at)
@@ -157,10 +179,10 @@ def _newest(chain: _Chain) -> tuple[_Chain, int]:
     link: _Chain | None = chain
     while link is not None and len(kept) < _DEEP // 2:
         kept.append(link)
-        link = link[4]
+        link = link[5]
     shorter: _Chain | None = None
-    for depth, (at, what, by, detail, *_) in enumerate(reversed(kept), 1):
-        shorter = (at, what, by, detail, shorter, depth)
+    for depth, (at, what, code, place, detail, *_) in enumerate(reversed(kept), 1):
+        shorter = (at, what, code, place, detail, shorter, depth)
     assert shorter is not None
     return shorter, len(kept) + 1
 
@@ -170,11 +192,8 @@ def call_site() -> CallSite | None:
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         code = frame.f_code
-        try:
-            outside = _outside[code.co_filename]
-        except KeyError:
-            outside = _is_outside(code.co_filename)
-        if outside:
+        outside = _outside.get(code.co_filename)
+        if outside or (outside is None and _is_outside(code.co_filename)):
             return code, frame.f_lasti
         frame = frame.f_back
     return None
