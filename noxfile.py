@@ -32,7 +32,7 @@ CLUSTER = (
 """Tests of clusters and Sentinel sets that wait for failovers: too long for every run."""
 RELEASE = ("tests/project/test_release.py",)
 """Installs the built package from the package index, once for each extra: a part of the session `wheel`."""
-
+BROWSER = ("tests/dashboard/test_browser.py",)
 CORE = (
     "tests/store/test_store.py", "tests/coordination/test_coherence.py", "tests/coordination/test_leases.py",
     "tests/coordination/test_epochs.py", "tests/outage/test_outage.py", "tests/loading/test_policies.py",
@@ -44,7 +44,7 @@ CORE = (
 MEASURED = (
     # One event loop and one server: the others take the same branches.
     "-k", "not uvloop and not redis] and not -redis-",
-    *(f"--ignore={path}" for path in (*ALONE, *CLUSTER, "tests/project")),
+    *(f"--ignore={path}" for path in (*ALONE, *CLUSTER, *BROWSER, "tests/project")),
     # A tracer takes too long for these, or they notice it: the depth of calls, and which modules are loaded.
     "--deselect=tests/memory/test_memory_properties.py::test_a_million_entries_are_cleared_in_bounded_steps",
     "--deselect=tests/memory/test_footprint.py::test_an_estimate_looks_at_few_parts_and_at_no_deep_ones",
@@ -66,7 +66,8 @@ def run_tests(session: nox.Session) -> None:
         return
     # Tests that inject faults or measure have the machine for themselves; all others run side by side.
     session.run("python", "-m", "pytest", *ALONE)
-    session.run("python", "-m", "pytest", "-n", "3", *(f"--ignore={path}" for path in (*ALONE, *CLUSTER, *RELEASE)))
+    apart = (*ALONE, *CLUSTER, *RELEASE, *BROWSER)
+    session.run("python", "-m", "pytest", "-n", "3", *(f"--ignore={path}" for path in apart))
 
 
 @nox.session
@@ -200,6 +201,20 @@ def fleet(session: nox.Session) -> None:
     """Measure what a fleet costs its Redis, beside a model of that, which tells of larger fleets."""
     install(session)
     session.run("python", "-m", "benchmarks.fleet", *session.posargs)
+
+
+@nox.session
+def browser(session: nox.Session) -> None:
+    """Watch the dashboard in Chromium, which has to be on the PATH; on Debian: apt-get install chromium."""
+    install(session, "test", "browser")
+    session.run("python", "-m", "pytest", *(session.posargs or BROWSER))
+
+
+@nox.session
+def pictures(session: nox.Session) -> None:
+    """Make the pictures of the dashboard in the documentation, with the same Chromium."""
+    install(session, "test", "browser")
+    session.run("python", "-m", "tests.dashboard.pictures", *session.posargs)
 
 
 @nox.session

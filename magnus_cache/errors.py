@@ -13,6 +13,7 @@ __all__ = [
     "CacheBatchEncodeError",
     "CacheBatchError",
     "CacheClosedError",
+    "CacheConflictError",
     "CacheDeadlockError",
     "CacheDecodeError",
     "CacheEncodeError",
@@ -197,6 +198,27 @@ class CacheDeadlockError(CacheError, RuntimeError):
 
 class CacheLoopError(CacheError, RuntimeError):
     """An operation of `AsyncCacheManager` was awaited without asyncio, such as under trio."""
+
+
+class CacheConflictError(CacheError, RuntimeError):
+    """A value changed each time before `update` or `incr` could store the new one, so nothing was stored.
+
+    :ivar operation: ``"update"`` or ``"incr"``.
+    :ivar namespace: the namespace of the value.
+    :ivar attempts: how often it was tried.
+    """
+
+    def __init__(self, operation: str, namespace: str, attempts: int) -> None:
+        super().__init__(
+            f"{operation}: other callers changed a value in namespace {str(namespace)!r} in each of {attempts} "
+            "attempts; count with incr, make the function faster, or spread the value over several keys"
+        )
+        self.operation = operation
+        self.namespace = namespace
+        self.attempts = attempts
+
+    def __reduce__(self) -> tuple[type, tuple[str, str, int]]:
+        return type(self), (self.operation, self.namespace, self.attempts)
 
 
 class CacheClosedError(CacheError, RuntimeError):

@@ -53,12 +53,12 @@ _GROUPS: Final = {"shared_cluster", "shared_sentinels", "private_cluster_with", 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave further kinds of servers and loops of slow tests to `nox -s cluster`, which sets `MAGNUS_TESTS=all`.
 
-    Tests on a cluster or Sentinel set run on Valkey and asyncio here, those of the command line on Valkey.
+    Tests on a cluster or Sentinel set run on Valkey and asyncio here, those of command line and dashboard on Valkey.
     """
     here, elsewhere = list[pytest.Item](), list[pytest.Item]()
     for item in items:
         is_group = bool(_GROUPS & set(getattr(item, "fixturenames", ())))
-        is_command = "tests/cli/" in item.nodeid
+        is_command = item.nodeid.startswith(("tests/cli/", "tests/dashboard/"))
         if is_group or is_command:
             item.add_marker("slow")
         kinds = set(item.name.partition("[")[2].rstrip("]").split("-"))

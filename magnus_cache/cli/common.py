@@ -2,18 +2,16 @@
 
 import json
 import logging
-import re
 import sys
 from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Annotated, Any, Final, TypeAlias
-from urllib.parse import unquote
 
 import typer
 from rich.console import Console
 
 from magnus_cache import CacheManager, CacheSettingsError, CacheUnavailableError, Health
-from magnus_cache._engine.keys.names import KeyText, key_text
+from magnus_cache._engine.keys.shown import key_of, key_shown
 from magnus_cache.errors import CacheError
 
 __all__ = [
@@ -46,9 +44,6 @@ _PIPE: Final = 240
 
 _SECONDS: Final = 3.0
 """For one exchange with Redis: people wait longer than programs."""
-
-_ESCAPED: Final = re.compile(r"(?:[^%]|%[0-9A-F]{2})+").fullmatch
-"""Matches a text in which each percent sign begins an escape."""
 
 Url: TypeAlias = Annotated[
     str | None, typer.Option("--url", metavar="URL", help="Redis, such as redis://host:6379/0; else the settings.")
@@ -111,19 +106,6 @@ def checked(health: Health) -> None:
     """
     if not health and not any(health.nodes):
         raise CommandError(UNREACHABLE, f"Redis cannot be used: {health.reason}")
-
-
-def key_shown(text: str) -> str:
-    """Return how the text of a key is shown: as the string that its program wrote, if it is one that `key_of` takes."""
-    plain = unquote(text, errors="surrogateescape")
-    return plain if plain == text or (plain and key_text(key_of(plain)) == text) else text
-
-
-def key_of(shown: str) -> str:
-    """Return the key that is meant: one that `ls` shows, or a string as a program writes it."""
-    # A text of a key that is no plain string has a tilde, which that of a plain one has only in escaped form.
-    is_text = "~" in shown or ("%" in shown and _ESCAPED(shown) is not None and key_shown(shown) == shown)
-    return KeyText(shown) if is_text else shown
 
 
 def value_of(text: str) -> Any:

@@ -60,7 +60,7 @@ def without_looking_for_the_place_before_the_policy() -> None:
 
 @guard(f"{REPLACED}[variadic]")
 def without_a_look_whether_a_policy_was_replaced_before_its_address_is_remembered() -> None:
-    rewrite(cached.FunctionCache.ref, "namespaces.generation == generation", "True")
+    rewrite(cached.FunctionCache._ref, "namespaces.generation == generation", "True")
 
 
 @guard(f"{REPLACED}[get]")

@@ -518,7 +518,7 @@ class TurnedAway(Nothing):
         self.times = 0
         self.over = False
 
-    def prepare(self) -> None:
+    def prepare(self, *, under_way: bool = True) -> None:
         if threading.current_thread() is threading.main_thread():
             self._launch()
         else:

@@ -62,7 +62,7 @@ def without_turns_between_fills_of_many_values() -> None:
 
 @guard(HERE)
 def without_releasing_many_leases_that_came_too_late() -> None:
-    rewrite(acquire_many.ManyAcquirer._received, "if self._over or (raw", "if (raw")
+    rewrite(acquire_many.ManyAcquirer._received, "self._over or source", "source")
 
 
 @guard(HERE)

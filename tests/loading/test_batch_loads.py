@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import random
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import pytest
@@ -73,8 +73,8 @@ def leases(raw: Any) -> list[bytes]:
 def load_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have each key of a batch loaded by itself."""
 
-    async def lead(self: Any) -> list[int]:
-        return list(range(len(self._part)))
+    async def lead(_: Any, among: Sequence[int]) -> list[int]:
+        return list(among)
 
     monkeypatch.setattr(LoadsTogether, "lead", lead)
 

@@ -26,7 +26,7 @@ def without_a_sum_of_what_a_frame_claims() -> None:
 
 @guard(f"{HERE}::test_text_is_no_claim_and_a_claim_is_one_whatever_was_read_before")
 def without_a_look_at_bytes_that_wait_to_be_parsed() -> None:
-    put(incoming.Incoming, "is_buffered", property(lambda _incoming: False))
+    put(incoming.Incoming, "is_whole", property(lambda _incoming: True))
 
 
 @guard(f"{HERE}::test_a_body_that_comes_after_its_header_is_no_claim")

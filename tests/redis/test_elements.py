@@ -138,7 +138,7 @@ def test_a_body_that_comes_after_its_header_is_no_claim() -> None:
     elements = Elements()
     assert not elements.too_many(b"$12\r\n")
     assert not elements.too_many(b"*9999999\r\n::\r\n")
-    elements.restart()
+    elements.is_whole = True
     assert elements.too_many(b"*9999999\r\n")
 
 

@@ -178,6 +178,20 @@ async def test_an_interrupt_while_a_reply_is_handled_ends_the_connection() -> No
             await serving
 
 
+async def test_replies_that_queue_commands_are_counted_and_values_that_look_like_them_are_handled() -> None:
+    with Attached() as attached:
+        handled: list[Any] = []
+        request = SimpleNamespace(replies=4)
+        serving = asyncio.create_task(attached.incoming.serve(handled.append, owed=[request]))  # type: ignore[arg-type,func-returns-value]
+        await asyncio.sleep(0)
+        attached.stream.feed_data(b"+OK\r\n+QUEUED\r\n+QUE")
+        assert (request.replies, handled) == (2, [])
+        attached.stream.feed_data(b"UED\r\n*1\r\n:1\r\n$6\r\nQUEUED\r\n$2\r\nOK\r\n")
+        assert (request.replies, handled) == (1, [[1], b"QUEUED", b"OK"])
+        serving.cancel()
+        await asyncio.wait([serving])
+
+
 async def test_many_replies_at_once_leave_turns_for_others() -> None:
     with Attached() as attached:
         handled: list[Any] = []

@@ -3,7 +3,7 @@
 from typing import Any, Final
 
 from magnus_cache._engine.redis import pipeline
-from magnus_cache._engine.store import batches, key_refs
+from magnus_cache._engine.store import batches, key_refs, reads
 from tests.support.guards import guard, nothing, put, rewrite
 
 HERE: Final = "tests/store/test_batches.py"
@@ -196,4 +196,9 @@ def without_the_rest_of_a_batch_that_was_interrupted() -> None:
 
 @guard(f"{HERE}::test_what_fits_at_a_glance_is_requested_as_by_adding_up")
 def without_a_bound_on_what_fits_at_a_glance() -> None:
-    rewrite(pipeline.Pipeline._gather_batch, "len(batch) * largest <= room", "True")
+    rewrite(pipeline.Pipeline._gather_batch, "reads * largest <= room", "True")
+
+
+@guard(f"{HERE}::test_a_read_that_keeps_nothing_asks_again_for_an_epoch_whose_time_is_over")
+def without_the_end_of_lent_epochs_in_a_read_that_keeps_nothing() -> None:
+    rewrite(reads._has_epochs, " and not known.lent", "")

@@ -3,7 +3,7 @@
 from typing import Any, Final
 
 from magnus_cache._engine.outage import outbox
-from magnus_cache._engine.store import judge, lifetimes, local_values, reads, writes
+from magnus_cache._engine.store import judge, local_values, reads, stored_values, writes
 from magnus_cache._engine.store.judge import Verdict
 from tests.support.guards import guard, put, rewrite
 
@@ -132,7 +132,7 @@ def without_judging_what_is_read() -> None:
 
 @guard(REPLAY)
 def without_judging_lifetimes() -> None:
-    put(lifetimes, "settled_verdict", _always)
+    put(stored_values, "settled_verdict", _always)
 
 
 @guard(OBJECT, f"{HERE}::test_an_object_of_a_policy_is_not_served_stale_to_callers_without_one")

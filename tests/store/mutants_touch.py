@@ -5,7 +5,7 @@ from typing import Any, Final
 
 from magnus_cache._engine.memory import entry as entries
 from magnus_cache._engine.memory import store
-from magnus_cache._engine.store import lifetimes, writes
+from magnus_cache._engine.store import lifetimes, stored_values, writes
 from tests.support.guards import guard, put
 
 HERE: Final = "tests/store/test_touch.py"
@@ -54,7 +54,7 @@ def without_reading_the_payload_before_the_value_of_an_entry() -> None:
 
 @guard(HERE)
 def without_opening_what_is_touched() -> None:
-    put(lifetimes, "_checked", lambda raw, _: (lifetimes.envelope.read_header(raw), ()))
+    put(stored_values, "_checked", lambda raw, _: (stored_values.envelope.read_header(raw), (), b""))
 
 
 @guard(HERE)

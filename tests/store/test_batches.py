@@ -553,3 +553,15 @@ async def test_references_that_are_replaced_do_not_count_as_remembered(
             ref("replaced", "k")
             ref(named, "k")
         assert ref("kept", "k") is kept
+
+
+async def test_a_read_that_keeps_nothing_asks_again_for_an_epoch_whose_time_is_over(url: str) -> None:
+    """On a cluster, another node may have answered it; then it counts for a part of the staleness bound only."""
+    async with AsyncCacheManager(redis_url=url) as cache:
+        await cache.set(FAR, "k", "v")
+        assert await cache.get(FAR, "k") == "v"
+        known = wire_of(cache).known
+        (lent,) = [name for name in known.current if name.endswith(b":far")]
+        known.lent[lent] = -math.inf
+        assert await cache.get(FAR, "k") == "v"
+        assert not known.lent

@@ -1,6 +1,7 @@
 """One suite of the store's operations, over memory alone, all kinds of Redis, blocking and async."""
 
 import asyncio
+import threading
 import uuid
 from collections.abc import Callable, Iterator
 from contextvars import copy_context
@@ -12,6 +13,7 @@ import pytest
 
 from magnus_cache import AsyncCacheManager, CacheManager, CacheNamespaces, Namespace
 from magnus_cache.embedded import EmbeddedServer, find_valkey
+from magnus_cache.errors import CacheArgumentError, CacheEncodeError, CacheTypeError
 from magnus_cache.testing import EmbeddedCluster, EmbeddedSentinels
 from tests.conftest import SERVERS, emptied
 from tests.support import groups, rights
@@ -303,3 +305,154 @@ def test_a_glob_that_begins_with_a_star_stays_within_its_meaning(store: Any) -> 
     store.clear("*:AAPL")
     assert store.get_many("one", ["AAPL", "MSFT"]) == {"MSFT": 2}
     assert store.get_many("two", ["AAPL", "AAPLX"]) == {"AAPLX": 4}
+
+
+# -- in one step ------------------------------------------------------------------------------------------------
+
+
+def test_add_stores_where_there_is_nothing(store: Any) -> None:
+    assert store.add("t", "k", None, ttl=60, tags="x") is True
+    assert store.add("t", "k", "other") is False
+    assert store.get("t", "k", "miss") is None
+    assert 59 < store.ttl("t", "k") <= 60
+    store.invalidate_tags("x")
+    assert store.add("t", "k", "other") is True
+    assert store.get("t", "k") == "other"
+    for gone in (lambda: store.delete("t", "k"), lambda: store.clear("t"), lambda: store.set("t", "k", 0, ttl=0.001)):
+        gone()
+        wait_until(lambda: store.add("t", "k", {"number": [1]}))
+        assert store.get("t", "k") == {"number": [1]}
+
+
+def test_a_counter_is_a_value(store: Any) -> None:
+    """`get`, `set`, `delete`, `ttl`, `touch`, `clear` and tags work on it as on any other."""
+    assert [store.incr("t", "k"), store.incr("t", "k", 5), store.decr("t", "k", 2), store.get("t", "k")] == [1, 6, 4, 4]
+    assert store.contains("t", "k") is True
+    assert store.get_many("t", ["k"]) == {"k": 4}
+    assert 299 < store.ttl("t", "k") <= 300
+    store.set("t", "k", 70, tags="x", ttl=60)
+    assert [store.incr("t", "k"), store.get("t", "k")] == [71, 71]
+    assert 59 < store.ttl("t", "k") <= 60
+    assert store.touch("t", "k", 600) is True
+    assert [store.decr("t", "k", 100), store.get("t", "k")] == [-29, -29]
+    assert 599 < store.ttl("t", "k") <= 600
+    store.invalidate_tags("x")
+    assert store.get("t", "k") is None
+    assert [store.incr("t", "k"), store.get("t", "k")] == [1, 1]
+    assert store.delete("t", "k") is True
+    assert [store.incr("t", "k", initial=10), store.incr("t", "k", initial=10)] == [11, 12]
+    store.clear("t")
+    assert [store.decr("t", "k", 3, initial=10, ttl=60), store.get("t", "k")] == [7, 7]
+    assert 59 < store.ttl("t", "k") <= 60
+
+
+def test_a_counter_keeps_its_end(store: Any) -> None:
+    store.incr("t", "k", ttl=60)
+    store.incr("t", "k", ttl=600)
+    assert 59 < store.ttl("t", "k") <= 60
+    store.set("t", "k", 7, ttl=0.05)
+    wait_until(lambda: store.get("t", "k") is None)
+    assert store.incr("t", "k") == 1
+
+
+@pytest.mark.parametrize("number", [0, -1, 127, 128, 255, 256, -129, 65_536, -(2**31) - 1, 2**53 - 1, 2**63, -(2**80)])
+def test_counters_of_any_size(store: Any, number: int) -> None:
+    store.set("t", "k", number)
+    for delta in (1, -1, 2**40, -(2**60)):
+        number += delta
+        assert store.incr("t", "k", delta) == number
+        assert store.get("t", "k") == number
+
+
+@pytest.mark.parametrize("value", ["1", 1.0, True, None, [1], b"1"])
+def test_only_an_int_can_be_counted(store: Any, value: Any) -> None:
+    store.set("t", "k", value)
+    with pytest.raises(CacheTypeError, match="not a counter"):
+        store.incr("t", "k")
+    assert store.get("t", "k") == value
+
+
+@pytest.mark.parametrize("bad", [{"delta": True}, {"delta": 1.0}, {"initial": "1"}, {"ttl": 0}, {"offline": "here"}])
+def test_the_arguments_of_incr_are_checked(store: Any, bad: dict[str, Any]) -> None:
+    with pytest.raises(CacheArgumentError, match=next(iter(bad))):
+        store.incr("t", "k", **bad)
+    assert store.get("t", "k") is None
+
+
+def test_update_changes_what_is_there(store: Any) -> None:
+    async def later(value: list[int]) -> list[int]:
+        return [*value, 3]
+
+    assert store.update("t", "k", lambda value: value, default=None) is None
+    assert store.get("t", "k", "miss") is None
+    store.set("t", "k", [1], ttl=60, tags="x")
+    assert store.update("t", "k", lambda value: [*value, 2]) == [1, 2]
+    assert store.update("t", "k", later) == [1, 2, 3]
+    assert store.get("t", "k") == [1, 2, 3]
+    assert 59 < store.ttl("t", "k") <= 60
+    assert store.update("t", "k", lambda value: value, ttl=600) == [1, 2, 3]
+    assert 599 < store.ttl("t", "k") <= 600
+    store.invalidate_tags("x")
+    assert store.update("t", "k", lambda value: [*value, 4], default=[0]) == [0, 4]
+    store.clear("t")
+    assert store.update("t", "k", lambda value: value, default="none") == "none"
+
+
+def test_a_failing_update_changes_nothing(store: Any) -> None:
+    def fail(value: list[int]) -> None:
+        value.append(2)
+        raise LookupError("no such rate")
+
+    store.set("t", "k", [1])
+    with pytest.raises(LookupError, match="no such rate"):
+        store.update("t", "k", fail)
+    with pytest.raises(CacheEncodeError):
+        store.update("t", "k", lambda value: object())
+    assert store.get("t", "k") == [1]
+
+
+def test_no_change_of_many_callers_is_lost(store: Any) -> None:
+    manager = store.manager.sync
+
+    def count() -> None:
+        for _ in range(25):
+            manager.incr("t", "incr")
+            manager.update("t", "update", lambda value: value + 1, default=0)
+
+    threads = [threading.Thread(target=count) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert store.get_many("t", ["incr", "update"]) == {"incr": 100, "update": 100}
+
+
+def test_of_many_callers_one_adds(store: Any) -> None:
+    manager, added = store.manager.sync, list[bool]()
+    threads = [threading.Thread(target=lambda: added.append(manager.add("t", "k", 1))) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(added) == [False] * 7 + [True]
+
+
+def test_what_is_written_in_one_step_while_disabled_is_not_stored(store: Any) -> None:
+    store.set_many("t", {"added": 1, "counted": 1, "updated": 1})
+    with store.manager.disabled():
+        assert store.add("t", "added", 2) is False
+        assert store.incr("t", "counted", initial=5) == 6
+        assert store.update("t", "updated", lambda value: value, default="new") == "new"
+    # As after a `set`: the old values are outdated.
+    assert store.get_many("t", ["added", "counted", "updated"]) == {"added": 1}
+
+
+def test_objects_of_a_local_namespace_in_one_step(store: Any) -> None:
+    local, one, other = Namespace("objects", local=True), object(), object()
+    assert store.add(local, "k", one) is True
+    assert store.add(local, "k", other) is False
+    assert store.get(local, "k") is one
+    assert store.update(local, "k", lambda value: (value, other)) == (one, other)
+    assert [store.incr(local, "n"), store.incr(local, "n", 5), store.get(local, "n")] == [1, 6, 6]
+    store.clear(local)
+    assert [store.incr(local, "n"), store.add(local, "k", other)] == [1, True]

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from magnus_cache._engine.runtime.portal import Portal
     from magnus_cache._engine.runtime.portal_thread import PortalThread
     from magnus_cache._engine.runtime.portal_waiter import Waiter
+    from magnus_cache._engine.runtime.stats import Stats
     from magnus_cache._engine.store.batches import ValueBatches
     from magnus_cache._engine.store.lane_reads import LaneReads
     from magnus_cache._engine.store.reads import Reads
@@ -414,9 +415,9 @@ def keep_written(cache: "Cache", written: tuple[Any, ...], stored: bool, connect
 
     :param written: the reference, the placeholder, the record, and its fresh-until and TTL.
     """
-    from magnus_cache._engine.store.writes import _Sent
+    from magnus_cache._engine.store.orders import Sent
 
-    return cache._writes._stored(_Sent(*written), stored, connection, sent)
+    return cache._writes._stored(Sent(*written), stored, connection, sent)
 
 
 def forget_log_lines() -> None:
@@ -461,6 +462,30 @@ def rates_of(cache: "CacheManager") -> Any:
     from magnus_cache.cli.figures import _Rates
 
     return _Rates(cache)
+
+
+def publish_at(cache: "CacheManager", stats: "Stats", ago: float, *, outages: int = 0) -> None:
+    """Publish counts as if a process had reported them some seconds ago, and wait until Redis has them."""
+    from magnus_cache._engine.coordination.fleet_stats import _totals
+    from magnus_cache._engine.redis.exchange import Callback
+    from magnus_cache._engine.redis.fleet_keys import Report
+    from magnus_cache._engine.runtime.clock import MICROSECONDS
+    from magnus_cache._engine.runtime.fleet_totals import COUNTED, fields_of
+
+    state = state_of(cache)
+    fields = fields_of(stats, {**dict.fromkeys(COUNTED, 0), "outages": outages})
+
+    async def publish() -> None:
+        import asyncio
+
+        done = asyncio.Event()
+        second = wire_of(cache).time.at(state.clock()) / MICROSECONDS - ago
+        report = Report(1, second, b"", 0, fields, _totals(fields))
+        waiter = Callback(lambda _: done.set(), lambda _: done.set())
+        state.client.publish(state.fleet_stats._names, f"past{ago}", report, 0, waiter)
+        await done.wait()
+
+    cache._call(publish)
 
 
 def remembered(cache: "Cache") -> dict[str, int]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack, overload
 
 from magnus_cache._engine import codec
 from magnus_cache._engine.api.administration import AsyncAdministration
+from magnus_cache._engine.api.atomic import AsyncAtomic
 from magnus_cache._engine.api.engine import Engine
 from magnus_cache._engine.api.many import as_list, load_many, locator
 from magnus_cache._engine.api.set_many import set_many
@@ -39,7 +40,7 @@ T = TypeVar("T")
 
 
 @readable
-class AsyncCache(AsyncAdministration):
+class AsyncCache(AsyncAtomic, AsyncAdministration):
     """The operations of a cache for coroutines; see `AsyncCacheManager`."""
 
     def __init__(self, settings: CacheSettings | None = None, **overrides: Unpack[SettingsOptions]) -> None:

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, Unpack, overload
 
 from magnus_cache._engine import codec
 from magnus_cache._engine.api.asynchronous import AsyncCache
+from magnus_cache._engine.api.atomic import BlockingAtomic
 from magnus_cache._engine.api.documented import documented_by
 from magnus_cache._engine.api.engine import Engine
-from magnus_cache._engine.api.life import BlockingLife
 from magnus_cache._engine.api.local_stats import local_stats
 from magnus_cache._engine.api.many import as_list, load_many_blocking, locator
 from magnus_cache._engine.api.scanning import scan
@@ -48,7 +48,7 @@ T = TypeVar("T")
 
 @readable
 @documented_by(AsyncCache)
-class BlockingCache(BlockingLife):
+class BlockingCache(BlockingAtomic):
     """The operations of a cache for blocking code; see `CacheManager`."""
 
     def __init__(self, settings: CacheSettings | None = None, **overrides: Unpack[SettingsOptions]) -> None:

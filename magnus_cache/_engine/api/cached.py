@@ -178,16 +178,21 @@ class FunctionCache:
 
     def ref(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> KeyRef:
         """Return where the value of a call lives; remember it by plain arguments."""
+        return self._ref(args, kwargs, self.keys.memo_key_of_call(args, kwargs) if kwargs else self.keys.memo_key(args))
+
+    def _ref(self, args: tuple[Any, ...], kwargs: dict[str, Any], short: Any) -> KeyRef:
+        """Return what `ref` does.
+
+        :param short: by what to remember it, or None.
+        """
         namespaces = self.engine.state.namespaces
         generation = namespaces.generation
-        if self.keys.by_name:
+        if self.keys.by_name and not self.compared:
+            self.compared = True
             warn_of_shared_names(self.engine.state, self.keys.name, self.keys.module)
-            if not self.compared:
-                self.compared = True
-                warn_of_other_code(self.engine.state, self.namespace, self.keys.name_and_version, self.function)
+            warn_of_other_code(self.engine.state, self.namespace, self.keys.name_and_version, self.function)
         key = self.keys.key(args, kwargs)
         ref = self.address(key)
-        short = self.keys.memo_key_of_call(args, kwargs) if kwargs else self.keys.memo_key(args)
         if short is not None and self.keys.memorable(key):
             if len(self.memo) >= _MEMO:
                 self.memo.clear()
@@ -211,7 +216,9 @@ class FunctionCache:
     def tags(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[str, ...]:
         """Return the tags that a call's value gets, as far as its arguments tell."""
         rule = self.options.tags
-        own = () if rule is None else rule.of_call({} if rule.fixed else self.keys.bind(args, kwargs))
+        if rule is None:
+            return (self.tag,)
+        own = rule.of_call({} if rule.fixed else self.keys.bind(args, kwargs))
         return with_function_tag(own, (self.tag,))
 
     def single(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> KeyRef:
@@ -270,8 +277,9 @@ class FunctionCache:
         """
         if made is not MISS:
             return self.address(self.keys.key_of(made))
-        ref = self.memo.get(self.keys.memo_key_of_call(args, kwargs) if kwargs else self.keys.memo_key(args))
-        return self.ref(args, kwargs) if ref is None else ref
+        short = self.keys.memo_key_of_call(args, kwargs) if kwargs else self.keys.memo_key(args)
+        ref = self.memo.get(short)
+        return self._ref(args, kwargs, short) if ref is None else ref
 
     def _remember(self, args: tuple[Any, ...], kwargs: dict[str, Any], made: Any, hit: tuple[KeyRef, Entry]) -> None:
         """Remember the entry that was a hit, for the wrapper."""
@@ -285,9 +293,9 @@ class FunctionCache:
 
     async def _look_up(self, args: tuple[Any, ...], kwargs: dict[str, Any], made: Any = MISS) -> Any:
         ref, engine, counters = self.find(args, kwargs, made), self.engine, self.counters
-        reads, stale = engine.reads, engine.stale
-        if engine.state.mode is Mode.NORMAL:
-            entry = engine.state.memory.hit(ref.name)
+        reads, stale, state = engine.reads, engine.stale, engine.state
+        if not state.special or state.mode is Mode.NORMAL:
+            entry = state.memory.hit(ref.name)
             if entry is not None:
                 value = reads.opened_here(ref, entry)
                 if value is LARGE:
@@ -301,7 +309,7 @@ class FunctionCache:
             if ref.freshness is not NO_POLICY:
                 return await stale.get(self.request(ref, args, kwargs))
             entry = await reads.read(ref)
-            value = reads.opened_here(ref, entry)
+            value = MISS if entry is None else reads.opened_here(ref, entry)
             if value is LARGE:
                 value = await reads.open(ref, entry)
             if value is not MISS:

@@ -10,9 +10,9 @@ from magnus_cache._engine.loading.loads import Loads
 from magnus_cache._engine.loading.stale import StalePolicy
 from magnus_cache._engine.redis.topology import import_driver
 from magnus_cache._engine.settings.keywords import SettingsOptions
+from magnus_cache._engine.store.atomic_writes import AtomicWrites
 from magnus_cache._engine.store.clears import Clears
 from magnus_cache._engine.store.deferred import Deferred
-from magnus_cache._engine.store.fills_many import ManyFills
 from magnus_cache._engine.store.lifetimes import Lifetimes
 from magnus_cache._engine.store.reads import Reads
 from magnus_cache._engine.store.records import KeyRef
@@ -38,7 +38,7 @@ class Engine:
         self.gets = GetMemo(state.memory, state.namespaces)
         self.follow: Callable[[Callable[[Engine], Any]], Any] | None = None
         self.reads = Reads(state)
-        self.writes = ManyFills(self.reads)
+        self.writes = AtomicWrites(self.reads)
         self.lifetimes = Lifetimes(self.writes)
         self.clears = Clears(state)
         self.deferred = Deferred(state, self.writes, self.clears)

@@ -1,5 +1,6 @@
 """Values as bytes and back: exact, without pickle, and safe whatever the bytes."""
 
+from magnus_cache._engine.codec.budget import SMALL_BYTES
 from magnus_cache._engine.codec.copy_plans import MOST_PLANNED_BYTES, CopyPlan, plan_for
 from magnus_cache._engine.codec.immutable import is_immutable
 from magnus_cache._engine.codec.registry import on_replaced, register_hint, register_result, register_type
@@ -11,6 +12,7 @@ from magnus_cache._engine.codec.values import decode, decode_steps, encode, enco
 __all__ = [
     "LARGE",
     "MOST_PLANNED_BYTES",
+    "SMALL_BYTES",
     "CopyPlan",
     "changed_so_far",
     "decode",

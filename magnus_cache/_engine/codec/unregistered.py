@@ -4,6 +4,8 @@ Asked last, so that the everyday types do not pay for them.
 """
 
 import threading
+from collections.abc import Callable
+from functools import partial
 from typing import Any, Final
 from weakref import WeakSet
 
@@ -69,10 +71,9 @@ def encode_other(value: Any) -> list[Any] | None:
     return encode_named_tuple(value, kind)
 
 
-def changed_so_far() -> int:
-    """Return how many values this process has encoded that come back as something else.
+changed_so_far: Final[Callable[[], int]] = partial(getattr, _tally, "changed")
+"""Returns how many values this process has encoded that come back as something else.
 
-    As another class, or as what knows less, such as a row that finds its columns by name only. Where the number has
-    not changed while a value was encoded, there is none in it.
-    """
-    return _tally.changed
+As another class, or as what knows less, such as a row that finds its columns by name only. Where the number has not
+changed while a value was encoded, there is none in it.
+"""

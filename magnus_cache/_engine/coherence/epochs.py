@@ -31,7 +31,7 @@ import math
 import weakref
 import zlib
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
 from magnus_cache._engine.coherence.epoch_names import EpochNames
@@ -115,13 +115,15 @@ class Epochs:
     :ivar highest: the highest of all, which a load that begins now may claim to know.
     :ivar names: the names of the control keys.
     :ivar root: the name of the whole prefix' epoch.
+    :ivar moment: returns a number that is higher than those of all earlier moments and invalidations in this process.
     """
 
     def __init__(self, keyspace: Keyspace) -> None:
         self._keyspace = keyspace
         self.names = ControlNames(keyspace)
         self.root = self.names.root
-        self._moments = itertools.count(1)
+        # One call in C: no two threads get the same number, and each look takes one.
+        self.moment: Callable[[], int] = itertools.count(1).__next__
         self._functions: dict[bytes, EpochNames] = {}
         self._names_of_tags: dict[str, bytes] = {}
         self.reset()
@@ -298,17 +300,13 @@ class Epochs:
 
     # -- what was invalidated ---------------------------------------------------------------------------------
 
-    def moment(self) -> int:
-        """Return a number that is higher than those of all earlier moments and invalidations in this process."""
-        return next(self._moments)
-
     def invalidated(self, names: Iterable[bytes], moment: int | None = None) -> None:
         """Note that these tags were invalidated, whatever Redis will answer.
 
         :param moment: when that happened, if it was only learned now; None for now.
         """
         with self._lock:
-            at = next(self._moments) if moment is None else moment
+            at = self.moment() if moment is None else moment
             self._last = max(self._last, at)
             for name in names:
                 # In place: `overtaken` takes no lock, and must find the earlier ones at any moment.

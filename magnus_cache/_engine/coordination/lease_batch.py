@@ -20,6 +20,7 @@ from magnus_cache._engine.runtime.waiters import running_loop
 from magnus_cache.errors import CacheError
 
 if TYPE_CHECKING:
+    from magnus_cache._engine.redis.client_many import Renewed
     from magnus_cache._engine.redis.exchange import Connection
 
 __all__ = ["BatchLease", "LeaseBatch"]
@@ -113,14 +114,17 @@ class LeaseBatch:
                 self.owner.client.renew_many(names, self.token, round(self.seconds * 1000), receive)
 
     def _renewed(
-        self, leases: Sequence[BatchLease], ours: Sequence[bool], _connection: "Connection", _sent: float
+        self, leases: Sequence[BatchLease], renewed: "Renewed", connection: "Connection", _sent: float
     ) -> None:
-        for lease, is_ours in zip(leases, ours, strict=True):
+        places = renewed.places
+        answered = leases if places is None else [leases[place] for place in places]
+        for lease, is_ours in zip(answered, renewed.ours, strict=True):
             if not is_ours:
                 if not lease.ended:
                     # Deleted, overwritten or taken over; the announcement may be late or lost.
                     self.owner.voided(lease)
-            else:
+            elif connection is self.connection:
+                # An answer on another connection is not ordered with the announcements on this one.
                 lease.confirm()
 
     def close(self, leases: Iterable[BatchLease], *, filled: bool = False) -> None:

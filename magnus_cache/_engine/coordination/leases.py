@@ -143,7 +143,7 @@ class Fence:
 
     def close(self) -> None:
         """Release the lease, unless the value was stored with it."""
-        if self.lease is not None:
+        if self.lease is not None and not self.lease.ended:
             self.lease.close()
 
 

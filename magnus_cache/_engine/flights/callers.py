@@ -76,8 +76,11 @@ class Caller:
         if self.max_wait is not None:
             self.max_wait = max(0.0, began + self.max_wait - monotonic())
 
-    def prepare(self) -> None:
-        """Prepare for a load to be joined or started."""
+    def prepare(self, *, under_way: bool = True) -> None:
+        """Prepare for a load to be joined or started.
+
+        :param under_way: whether there may be a load of the key that could be joined.
+        """
 
     def accepts(self, look: Look) -> bool:
         """Return whether the outcome of a joined load is valid for this caller."""
@@ -111,9 +114,10 @@ class JoiningCaller(Caller):
         self._local = local
         self._started = epochs.moment()
 
-    def prepare(self) -> None:
-        """Prepare for a load to be joined or started."""
-        self._prepare(self._apart)
+    def prepare(self, *, under_way: bool = True) -> None:
+        """Prepare for a load to be joined or started; see `Caller`."""
+        if under_way:
+            self._prepare(self._apart)
         # Loads under way from here on began after the call.
         self._apart = False
 

@@ -9,7 +9,9 @@ from magnus_cache._engine.runtime.switches import Switch
 from magnus_cache.errors import CacheArgumentError, CacheTypeError
 
 __all__ = [
+    "CURRENT",
     "NOT_MODIFIED",
+    "UNMODIFIED",
     "CurrentLoad",
     "PreviousValue",
     "as_current_load",
@@ -34,9 +36,10 @@ class _NotModified:
         return "NOT_MODIFIED"
 
 
-_MARK: Final = _NotModified()
+UNMODIFIED: Final = _NotModified()
+"""`NOT_MODIFIED` as the value that it is, to compare others with."""
 
-NOT_MODIFIED: Final[Never] = cast("Never", _MARK)
+NOT_MODIFIED: Final[Never] = cast("Never", UNMODIFIED)
 """What a loader returns if the stored value is still current. The value is kept for another TTL.
 
 Type checkers see the type `Never`, so that a function that returns it keeps its annotation.
@@ -45,7 +48,7 @@ Type checkers see the type `Never`, so that a function that returns it keeps its
 
 def is_unmodified(value: object) -> bool:
     """Return whether a loader returned `NOT_MODIFIED`."""
-    return value is _MARK
+    return value is UNMODIFIED
 
 
 class PreviousValue:
@@ -104,7 +107,8 @@ class CurrentLoad:
         self._validator = validator
 
 
-_CURRENT: Final[ContextVar[CurrentLoad | None]] = ContextVar("magnus_cache_current_load", default=None)
+CURRENT: Final[ContextVar[CurrentLoad | None]] = ContextVar("magnus_cache_current_load", default=None)
+"""What `current_load` returns. A task of its own may set it; in the context of callers, use `as_current_load`."""
 
 
 def current_load() -> CurrentLoad:
@@ -122,7 +126,7 @@ def current_load() -> CurrentLoad:
     A load replaces a value if it refreshes a stale value (within its grace), or a fresh one early. It replaces nothing
     after an invalidation, while Redis is away, and in loaders of many keys.
     """
-    return _CURRENT.get() or CurrentLoad()
+    return CURRENT.get() or CurrentLoad()
 
 
 def not_modified_error() -> CacheTypeError:
@@ -133,4 +137,4 @@ def not_modified_error() -> CacheTypeError:
 
 def as_current_load(load: CurrentLoad) -> AbstractContextManager[None]:
     """Make this the current load within a ``with`` block."""
-    return Switch(_CURRENT, load)
+    return Switch(CURRENT, load)

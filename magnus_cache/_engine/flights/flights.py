@@ -76,7 +76,7 @@ class Flights(Groups):
         end = math.inf if max_wait is None else monotonic() + max_wait
         private = False
         while True:
-            caller.prepare()
+            caller.prepare(under_way=key in self._flights)
             waiter = LoopWaiter(loop)
             ticket = Ticket(waiter, caller.blocks)
             try:
@@ -84,7 +84,7 @@ class Flights(Groups):
                 if ticket.leads:
                     self._start(flight, load, loop)
                 limit = min(end, math.inf if ticket.leads else deadline)
-                outcome = await waiter.wait(None if limit == math.inf else limit - monotonic())
+                outcome = await (waiter.told if limit == math.inf else waiter.wait(limit - monotonic()))
                 if isinstance(outcome, Expired) and limit == end:
                     limit_reached = not self._keep_in_background(flight)
                     raise WaitExpiredError(limit_reached=limit_reached, given_up=limit_reached and ticket.leads)
@@ -121,7 +121,7 @@ class Flights(Groups):
         deadline = monotonic() + wait_timeout
         private = False
         while True:
-            caller.prepare()
+            caller.prepare(under_way=key in self._flights)
             waiter = ThreadWaiter()
             ticket = Ticket(waiter, blocks)
             try:

@@ -71,7 +71,8 @@ class Joins(FlightRegistry):
         :param in_background: whether a new load would have to continue without the caller at once.
         :raises WaitExpiredError: if it would, at the limit of background loads.
         """
-        inner, blocks, outer = enclosing_load(self, key), ticket.holds_up, LOADING.get()
+        blocks, outer = ticket.holds_up, LOADING.get()
+        inner = None if outer is None else enclosing_load(self, key)
         present = self._flights.get(key)
         if present is not None and present.loop is not None and present.loop.is_closed():
             self._dropped(present)
@@ -84,7 +85,8 @@ class Joins(FlightRegistry):
             flight = None if private else self._joinable(key)
             leads = flight is None
             if flight is None:
-                flight = self._new(key, loop, namespace, private=private)
+                flight = Flight(self, key, loop, namespace, self._clock())
+                flight.private = flight.detached = private
                 ticket.flight, ticket.leads, ticket.outer = flight, True, outer
                 if loop is None:
                     # Before any caller can join: a signal handler of this thread must not wait for its own thread.

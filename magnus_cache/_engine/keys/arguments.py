@@ -102,7 +102,10 @@ class Call:
 
         :raises TypeError: the one that calling the function raises.
         """
-        full, keywords = self.filled.full(args), self.filled.keywords(kwargs)
+        filled = self.filled
+        # Most functions are neither partials nor bound methods.
+        full = filled.full(args) if filled.args else args
+        keywords = filled.keywords(kwargs) if filled.kwargs else kwargs
         try:
             return self.signature.bind(*full, **keywords)
         except TypeError as error:

@@ -18,7 +18,7 @@ from magnus_cache._engine.loading.request import LoadRequest
 from magnus_cache._engine.memory.entry import Entry
 from magnus_cache._engine.memory.placeholder import Placeholder
 from magnus_cache._engine.redis.client import LeaseReply, LeaseRequest
-from magnus_cache._engine.redis.retries import ask_twice
+from magnus_cache._engine.redis.retries import ATTEMPTS
 from magnus_cache._engine.runtime.backoff import Pace, pause
 from magnus_cache._engine.runtime.clock import monotonic
 from magnus_cache._engine.store.reads import Reads
@@ -267,10 +267,17 @@ class _Acquisition:
         :param changed: set when the value or the lease may have changed.
         """
         request, flight = self._request, self._flight
-        deadline, wait = monotonic() + self._state.settings.wait_timeout, None
+        deadline, wait, lost = monotonic() + self._state.settings.wait_timeout, None, 0
         while True:
             changed.clear()
-            answer = await ask_twice(self._next)
+            try:
+                answer = await self._next()
+            except CacheUnavailableError as error:
+                lost += 1
+                if error.reason != "lost" or lost == ATTEMPTS:
+                    raise
+                continue
+            lost = 0
             if isinstance(answer, Fence):
                 if self._reject is not None and self._reject.entry is not None:
                     answer.previous = await self._previous(self._reject.raw, self._reject.entry, answer)
@@ -301,7 +308,8 @@ class _Acquisition:
         """Ask Redis once; return None if the load has to ask again at once."""
         wire, request = self._wire, self._request
         try:
-            await self._reads.caught_up(wire, request.ref)
+            if self._state.outbox.pending:
+                await self._reads.caught_up(wire, request.ref)
             await self._acquirer.refresh_epochs(wire, request)
             # Before the request: an invalidation while the answer is on its way is newer than the answer.
             self._flight.look.since = self._state.epochs.moment()
@@ -328,7 +336,8 @@ class _Acquisition:
         header = b"" if self._reject is None else self._reject.raw[:HEADER_BYTES]
         life = round(self._state.settings.lease * 1000)
         self._reads.epoch_sync.prepare(wire, ref.epoch_names, self._tags)
-        placeholder = self._reads.expect(ref)
+        memory = self._state.memory
+        placeholder = memory.reserve(ref.name) if ref.namespace.l1 else None
         waiter: asyncio.Future[_Answer] = wire.loop.create_future()
         question = LeaseRequest(header, token, life, force=request.fresh, waited=self._waited)
         try:
@@ -336,7 +345,8 @@ class _Acquisition:
             self._state.client.acquire(ref.name, question, partial(self._on_reply, placeholder, waiter), waiter)
             return await self._acquirer.await_answer(ref.name, token, waiter)
         finally:
-            self._reads.settle(placeholder)
+            if placeholder is not None:
+                memory.release(placeholder)
 
     async def _read(self) -> "Entry | _Rejected | _Unopened | None":
         """Return the value in Redis, read together with its epochs, which ACQ cannot return."""

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from magnus_cache._engine.coherence.epoch_names import EpochNames
 from magnus_cache._engine.coordination.epoch_sync import UnsettledError
 from magnus_cache._engine.coordination.lease_batch import BatchLease, LeaseBatch
 from magnus_cache._engine.coordination.leases import Fence, Snapshot, new_token
@@ -35,15 +36,18 @@ _REPLY_BYTES: Final = 2_000_000
 
 
 class _Chunk(NamedTuple):
-    """Leases that one transaction requests; `start` is the place of the first one."""
+    """Leases that are requested together; `start` is the place of the first one, `open` has those without an answer."""
 
     refs: Sequence[KeyRef]
     flights: Sequence[Flight]
     start: int
+    open: set[int]
 
 
 class ManyAcquirer:
     """Acquires keys that differ in nothing but their names, for the loads of one call.
+
+    On a cluster, they are those of one node, and also differ in the group of slots that their epochs are of.
 
     :param wire: the connection to their server.
     :param ref: the reference of one of them.
@@ -53,7 +57,7 @@ class ManyAcquirer:
     :ivar batch: the leases.
     """
 
-    __slots__ = ("_fresh", "_known", "_offline", "_over", "_reads", "_ref", "_tags", "batch", "look", "wire")
+    __slots__ = ("_fresh", "_kinds", "_known", "_offline", "_over", "_reads", "_ref", "_tags", "batch", "look", "wire")
 
     def __init__(
         self, reads: Reads, wire: "Connection", ref: KeyRef, tags: tuple[str, ...], *, fresh: bool
@@ -62,6 +66,7 @@ class ManyAcquirer:
         self._reads = reads
         self.wire = wire
         self._ref = ref
+        self._kinds: Sequence[EpochNames] = (ref.epoch_names,)
         self._tags = tags
         self._fresh = fresh
         self._over = False
@@ -81,16 +86,21 @@ class ManyAcquirer:
         asked: list[asyncio.Future[None]] = []
         try:
             # As in `LeaseAcquirer.refresh_epochs`.
-            names, tags, epochs = self._ref.epoch_names, self._tags, state.epochs
-            if epochs.lowest_valid_seen(names, tags) is not None:
-                await self._settle_epochs()
+            tags, epochs = self._tags, state.epochs
+            if state.topology.is_cluster:
+                self._kinds = list(dict.fromkeys([ref.epoch_names for ref in refs]))
+            await self._settle_epochs(
+                [names for names in self._kinds if epochs.lowest_valid_seen(names, tags) is not None]
+            )
             self.look.since = epochs.moment()
             outbox_position, at = state.outbox.position, state.clock()
             self._offline = state.generations.offline_of(refs[0].name)
-            size = max(1, min(_TOGETHER, int(_REPLY_BYTES / (names.value_bytes or 1))))
+            largest = max([names.value_bytes for names in self._kinds])
+            size = max(1, min(_TOGETHER, int(_REPLY_BYTES / (largest or 1))))
             for start in range(0, len(refs), size):
                 chunk = slice(start, start + size)
-                asked.append(self._request(_Chunk(refs[chunk], flights[chunk], start), leases))
+                some = refs[chunk]
+                asked.append(self._request(_Chunk(some, flights[chunk], start, set(range(len(some)))), leases))
                 await turn()
             for answer in asked:
                 try:
@@ -98,7 +108,7 @@ class ManyAcquirer:
                 except CacheUnavailableError as error:
                     self._reads.failed(self._ref, error)
             if any(leases):
-                await self._settle_epochs()
+                await self._settle_epochs(self._kinds)
             # Now, right before the load, as in `LeaseAcquirer.with_epochs`.
             self._known = Snapshot(epochs.highest, epochs.moment(), outbox_position, at)
             self.look.since, self.look.known = self._known.since, wire.known
@@ -109,19 +119,24 @@ class ManyAcquirer:
             raise
         return leases
 
-    async def _settle_epochs(self) -> None:
-        names, tags, epochs = self._ref.epoch_names, self._tags, self._reads.state.epochs
-        if epochs.lowest_valid(self.wire.known, names, tags) is None:
-            await self._reads.epoch_sync.settled(self.wire, names, tags)
+    async def _settle_epochs(self, kinds: Sequence[EpochNames]) -> None:
+        tags, epochs, sync, wire = self._tags, self._reads.state.epochs, self._reads.epoch_sync, self.wire
+        unknown = [names for names in kinds if epochs.lowest_valid(wire.known, names, tags) is None]
+        for names in unknown:
+            # All of them in one exchange, and then the wait for each.
+            sync.prepare(wire, names, tags)
+        for names in unknown:
+            await sync.settled(wire, names, tags)
 
     def _request(self, chunk: _Chunk, leases: list[BatchLease | None]) -> "asyncio.Future[None]":
         """Queue the request for some leases; return the future of the answer."""
         state, wire = self._reads.state, self.wire
         names, token = [ref.name for ref in chunk.refs], self.batch.token
         waiter: asyncio.Future[None] = wire.loop.create_future()
-        waiter.add_done_callback(partial(self._abandon, names))
+        waiter.add_done_callback(partial(self._abandon, chunk))
         try:
-            self._reads.epoch_sync.prepare(wire, self._ref.epoch_names, self._tags)
+            for kind in self._kinds:
+                self._reads.epoch_sync.prepare(wire, kind, self._tags)
             receive = partial(self._received, chunk, leases)
             life = round(state.settings.lease * 1000)
             state.client.acquire_many(names, token, life, receive, waiter, force=self._fresh)
@@ -130,27 +145,34 @@ class ManyAcquirer:
             waiter.set_exception(error)
         return waiter
 
-    def _abandon(self, names: Sequence[bytes], waiter: "asyncio.Future[None]") -> None:
+    def _abandon(self, chunk: _Chunk, waiter: "asyncio.Future[None]") -> None:
         """Have leases released that Redis may have granted without our knowing it."""
         error = None if waiter.cancelled() else waiter.exception()
         if waiter.cancelled() or (isinstance(error, CacheUnavailableError) and not error.refused):
-            for name in names:
-                self._reads.state.leases.abandoned(name, self.batch.token)
+            for place in chunk.open:
+                self._reads.state.leases.abandoned(chunk.refs[place].name, self.batch.token)
 
     def _received(
         self, chunk: _Chunk, leases: list[BatchLease | None], reply: LeasesReply, source: "Connection", sent: float
     ) -> None:
         """Take the answer. Runs inside the reader: the leases are registered before the next announcement."""
-        held, token, (refs, flights, start) = self._reads.state.leases, self.batch.token, chunk
+        held, token, (refs, flights, start, left) = self._reads.state.leases, self.batch.token, chunk
+        places = range(len(refs)) if reply.places is None else reply.places
+        left.difference_update(places)
         if self._over:
-            for ref in refs:
-                held.answered(ref.name, token)
+            for place in places:
+                held.answered(refs[place].name, token)
+        for place, error in reply.errors.items():
+            if isinstance(error, CacheUnavailableError) and not error.refused:
+                held.abandoned(refs[place].name, token)
         granted = reply.granted
         taken = self.batch.hold([refs[place].name for place in granted], [flights[place] for place in granted])
         unneeded: list[BatchLease] = []
+        # Another node announces what becomes of its leases on another connection than that of the others.
+        gives_back = self._over or source is not self.wire
         for place, lease in zip(granted, taken, strict=True):
             raw = reply.values[place] if reply.values else None
-            if self._over or (raw is not None and not self._is_unusable(refs[place], raw, source, sent)):
+            if gives_back or (raw is not None and not self._is_unusable(refs[place], raw, source, sent)):
                 unneeded.append(lease)
             else:
                 leases[start + place] = lease

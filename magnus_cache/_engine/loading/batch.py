@@ -16,7 +16,7 @@ from typing import Any, Final
 from magnus_cache._engine.coordination.leases import Fence
 from magnus_cache._engine.flights.context import CurrentLoad, as_current_load
 from magnus_cache._engine.flights.flight import Flight
-from magnus_cache._engine.loading.batch_loads import STARTS_PER_TURN, LoadsTogether, PendingKeys
+from magnus_cache._engine.loading.batch_loads import STARTS_PER_TURN, LoadsTogether, PendingKeys, by_server
 from magnus_cache._engine.loading.loaded_value import LoadedValue
 from magnus_cache._engine.loading.loads import Loads
 from magnus_cache._engine.loading.request import BatchItem, BatchRequest, LoadRequest
@@ -125,21 +125,29 @@ class Batch:
         """Return the value or the error of each key; MISS for one that the loader omitted."""
         self._sealed = False
         outcomes: list[Any] = [MISS] * len(part)
-        together = LoadsTogether(self._loads, self._request, part, self._source)
+        groups: list[LoadsTogether] = []
         tasks: dict[int, asyncio.Task[Any]] = {}
         try:
-            await self._start_alone(part, await together.lead(), tasks)
-            if together.places:
-                self._undecided += 1
+            alone = list[int]()
+            for places in by_server(self._loads, part):
+                groups.append(LoadsTogether(self._loads, self._request, part, self._source))
+                alone += await groups[-1].lead(places)
+            await self._start_alone(part, sorted(alone), tasks)
+            started = [together for together in groups if together.places]
+            self._undecided += len(started)
+            for together in started:
                 together.start(self)
+            for together in started:
                 await together.acquired()
             self._all_started()
-            await together.outcomes(outcomes)
+            for together in groups:
+                await together.outcomes(outcomes)
             found = await asyncio.gather(*tasks.values(), return_exceptions=True)
             for place, outcome in zip(tasks, found, strict=True):
                 outcomes[place] = outcome
         finally:
-            together.leave()
+            for together in groups:
+                together.leave()
             cancel(*tasks.values())
             # If this call was cancelled before, other callers may have joined its flights: they need the loader.
             self._all_started()

@@ -22,10 +22,11 @@ from magnus_cache._engine.runtime.clock import monotonic
 from magnus_cache._engine.runtime.loop_end import cancel
 from magnus_cache._engine.runtime.turns import turn
 from magnus_cache._engine.runtime.waiters import Abandoned, Failed, Loaded, Outcome
+from magnus_cache._engine.store.batch_keys import places_by_server
 from magnus_cache._engine.store.records import MISS
 from magnus_cache.errors import CacheUnavailableError
 
-__all__ = ["STARTS_PER_TURN", "BatchCalls", "LoadsTogether", "Pending", "PendingKeys"]
+__all__ = ["STARTS_PER_TURN", "BatchCalls", "LoadsTogether", "Pending", "PendingKeys", "by_server"]
 
 STARTS_PER_TURN: Final = 50
 """Keys whose loads are started alone in one turn of the loop."""
@@ -114,6 +115,14 @@ class BatchCalls(Protocol):
         ...
 
 
+def by_server(loads: Loads, items: Sequence[BatchItem]) -> list[Sequence[int]]:
+    """Return the places of keys that are of one server, for each server."""
+    state = loads.reads.state
+    if not items or not state.topology.is_cluster:
+        return [range(len(items))] if items else []
+    return list(places_by_server(state.client.connection, [item.ref.name for item in items]).values())
+
+
 class LoadsTogether:
     """Some keys of a batch that are loaded together.
 
@@ -135,25 +144,33 @@ class LoadsTogether:
 
     # -- for the caller ---------------------------------------------------------------------------------------------
 
-    async def lead(self) -> list[int]:
-        """Take the keys that can be loaded together; return the places of the others."""
+    async def lead(self, among: Sequence[int]) -> list[int]:
+        """Take those of some keys that can be loaded together; return the places of the others.
+
+        :param among: the places of keys that are of one server, see `by_server`.
+        """
         part, state = self._part, self._loads.reads.state
-        ref, tags = part[0].ref, part[0].tags
+        ref, tags = part[among[0]].ref, part[among[0]].tags
         wire = None if ref.namespace.local or state.outbox.pending else state.client.connection(ref.name)
         if wire is not None and not wire.up:
             try:
                 await wire.renew()
             except CacheUnavailableError:
                 wire = None
-        if wire is None or state.topology.is_cluster:
-            # One command has the keys of one slot; alone, each joins those of its own server.
-            return list(range(len(part)))
+        if wire is None:
+            return list(among)
         alike, others = list[int](), list[int]()
         names, namespace, freshness = ref.epoch_names, ref.namespace, ref.freshness
-        for place, item in enumerate(part):
-            other = item.ref
+        # On a cluster, the epochs of each group of slots have names of their own.
+        by_group, connection = state.topology.is_cluster, state.client.connection
+        for place in among:
+            other, its_tags = part[place].ref, part[place].tags
             same = other.epoch_names is names and other.namespace is namespace and other.freshness is freshness
-            (alike if same and item.tags == tags else others).append(place)
+            if by_group and not same:
+                same = other.epoch_names.tags == names.tags and other.namespace is namespace
+                # It may have moved to another server in the meantime.
+                same = same and other.freshness is freshness and connection(other.name) is wire
+            (alike if same and its_tags == tags else others).append(place)
         acquirer = self._acquirer = ManyAcquirer(self._loads.reads, wire, ref, tags, fresh=self._request.fresh)
         began, group = self._loads.clock(), self._group
         group.look = acquirer.look

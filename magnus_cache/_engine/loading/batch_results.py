@@ -130,7 +130,7 @@ class BatchResults:
         item = load.items[0]
         ref, options = item.ref, request.options
         self._ref, self._tags = ref, item.tags
-        self._refs = RefMaker.like(ref)
+        self._refs = RefMaker.like(ref, loads.reads.state)
         decides = options.skip_if is not None or (options.tags is not None and options.tags.of_value is not None)
         self._is_plain = not (decides or callable(options.ttl) or ref.namespace.compress)
         self._ttl = 0.0 if callable(options.ttl) else options.seconds(None, loads.reads.ttl(ref))
@@ -255,7 +255,7 @@ class BatchResults:
             others = set(range(len(portion.places))).difference(refused)
             portion = _some(portion, sorted(others))
         if portion.places:
-            await self._check_tags(portion.places[0])
+            await self._check_tags(portion.places)
             self._deliver(portion)
 
     def _again(self, portion: _Portion, numbers: Sequence[int]) -> None:
@@ -265,12 +265,19 @@ class BatchResults:
         # They are counted again there.
         self._ref.counters.loads -= len(numbers)
 
-    async def _check_tags(self, place: int) -> None:
+    async def _check_tags(self, places: Sequence[int]) -> None:
         """Find out whether the loads were overtaken by an invalidation of one of their tags."""
-        look = self._load.acquirer.look
-        if self._tags and not look.overtaken:
-            fence = self._load.acquirer.fence(self._load.group.flights[place], self._load.lease(place))
-            look.overtaken = await self._loads.acquirer.overtaken(self._ref, self._tags, self._tags, fence)
+        look, load = self._load.acquirer.look, self._load
+        if not self._tags:
+            return
+        # On a cluster, the epochs are those of several groups of slots.
+        kinds = {load.items[place].ref.epoch_names: place for place in places}
+        for place in kinds.values():
+            if look.overtaken:
+                return
+            fence = load.acquirer.fence(load.group.flights[place], load.lease(place))
+            ref = load.items[place].ref
+            look.overtaken = await self._loads.acquirer.overtaken(ref, self._tags, self._tags, fence)
 
     def _deliver(self, portion: _Portion) -> None:
         """Deliver values: the loader's own objects to the batch's caller, equal ones to the others."""

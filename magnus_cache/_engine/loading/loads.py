@@ -11,7 +11,13 @@ from typing import Any, TypeGuard, TypeVar, cast
 
 from magnus_cache._engine.codec.versions import new_version
 from magnus_cache._engine.coordination.leases import Fence
-from magnus_cache._engine.flights.context import CurrentLoad, as_current_load, is_unmodified, not_modified_error
+from magnus_cache._engine.flights.context import (
+    CURRENT,
+    CurrentLoad,
+    as_current_load,
+    is_unmodified,
+    not_modified_error,
+)
 from magnus_cache._engine.flights.flight import Flight
 from magnus_cache._engine.loading.acquire import LeaseAcquirer
 from magnus_cache._engine.loading.failures import LoadFailures, loader_name
@@ -78,20 +84,23 @@ class Loads:
         :raises CacheEncodeError: if the value cannot be stored, and the request is strict.
         """
         loaded = await self.outcome(request)
-        return await loaded.taken(strict=request.strict)
+        return await loaded.taken(strict=loaded.refusal is not None and request.strict)
 
     async def outcome(self, request: LoadRequest[T]) -> LoadedValue[T]:
         """Return the outcome of a load; see `load`.
 
         :raises Exception: as `load` does, except for values that cannot be stored.
         """
-        mode, ref = self._state.mode, request.ref
+        state, ref = self._state, request.ref
+        mode = state.mode if state.special else Mode.NORMAL
         if mode is Mode.DISABLED:
             with as_current_load(CurrentLoad()):
-                return LoadedValue(_modified(await self.call(request.loader, request.ref.namespace)), None)
+                return LoadedValue(_modified(await self.call(request.loader, str(ref.namespace))), None)
         request = self._completed(request, mode)
         caller = self.joining.caller(request)
-        await self.joining.confirm(request, caller)
+        if ref.namespace.local or self.flights.current(ref.name) is not None:
+            # Else there is nothing to confirm.
+            await self.joining.confirm(request, caller)
         return await self.flights.run(
             ref.name, partial(self.lead, request),
             wait_timeout=self.wait_timeout, namespace=str(ref.namespace), caller=caller,
@@ -99,7 +108,9 @@ class Loads:
 
     def _completed(self, request: LoadRequest[T], mode: Mode = Mode.NORMAL) -> LoadRequest[T]:
         """Return a request with all tags that are known before the load; it is fresh in the mode `BYPASS`."""
-        fresh, tags = request.fresh or mode is Mode.BYPASS, tagged(request.ref, request.tags)
+        fresh, tags = request.fresh or mode is Mode.BYPASS, request.tags
+        if request.ref.namespace.local:
+            tags = tagged(request.ref, tags)
         if fresh is request.fresh and tags is request.tags:
             return request
         return request._replace(fresh=fresh, tags=tags)
@@ -115,8 +126,13 @@ class Loads:
         ref, load, started = request.ref, CurrentLoad(fence.previous), monotonic()
         try:
             try:
-                with as_current_load(load), self.span(request, flight):
-                    value = await self.call(request.loader, ref.namespace)
+                # In the context of the flight's own task.
+                before = CURRENT.set(load)
+                try:
+                    with self.span(request, flight):
+                        value = await self.call(request.loader, str(ref.namespace))
+                finally:
+                    CURRENT.reset(before)
             except Exception as error:
                 await self.record_failure(request, error, started, fence)
                 raise
@@ -298,12 +314,12 @@ class Loads:
         self._state.stats.load_latency.add(cost)
         return cost
 
-    async def call(self, loader: AnyLoader[T], namespace: str) -> T:
-        """Return a loader's value: a coroutine function is awaited, a function runs in a thread.
+    def call(self, loader: AnyLoader[T], namespace: str) -> Awaitable[T]:
+        """Return a loader's value, to be awaited: of a coroutine function, or of a function that runs in a thread.
 
         :raises Exception: what it raises.
         """
-        return await self._state.workers.call(loader, str(namespace))
+        return self._state.workers.call(loader, namespace)
 
     def count_loads(
         self, ref: KeyRef, names: Sequence[bytes], options: LoadOptions, cost: float, seconds: float
@@ -393,7 +409,8 @@ class Loads:
         if (refusal := prepared.refusal) is not None:
             refusal = await self.unstorable.refused(request, value, refusal, fence)
         if refusal is None or fence.flight.waiter_count or fence.flight.loop is None:
-            self.throttle.succeeded(ref.name)
+            if ref.freshness is not NO_POLICY:
+                self.throttle.succeeded(ref.name)
         else:
             # A background load without a waiting caller only fills the cache, and would fail again.
             self.throttle.failed(ref.name, ref.freshness.retry)

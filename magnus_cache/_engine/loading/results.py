@@ -4,7 +4,7 @@ from collections.abc import Callable, Generator
 from typing import Any, NamedTuple
 
 from magnus_cache._engine import codec
-from magnus_cache._engine.flights.context import CurrentLoad, is_unmodified, not_modified_error
+from magnus_cache._engine.flights.context import UNMODIFIED, CurrentLoad, not_modified_error
 from magnus_cache._engine.loading.request import LoadRequest
 from magnus_cache._engine.store.local_values import tagged
 from magnus_cache._engine.store.reads import Reads
@@ -53,7 +53,7 @@ class ResultPreparer:
     ) -> Generator[None, None, PreparedValue]:
         """Return, in steps, a loaded value prepared for its store."""
         ref, options, tags = request.ref, request.options, request.tags
-        if is_unmodified(value):
+        if value is UNMODIFIED:
             if load is None or not load.has_previous:
                 raise not_modified_error()
             value = load.previous
@@ -62,7 +62,7 @@ class ResultPreparer:
             changed = codec.changed_so_far()
             payload, refusal = yield from self._payload(ref, value, skipped=skipped)
             ttl = None if skipped or refusal is not None else options.seconds(value, self._reads.ttl(ref))
-            all_tags = tagged(ref, options.tags_of(value, tags))
+            all_tags = tags if options.tags is None else tagged(ref, options.tags_of(value, tags))
         except CacheError:
             raise
         except Exception as error:

@@ -6,7 +6,7 @@ once. Calls without a policy come here only to load.
 
 import asyncio
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import Any, Final, TypeVar
 
@@ -103,15 +103,18 @@ class StalePolicy:
                 raise
         return self._stale(ref, stale)  # type: ignore[no-any-return]  # what was stored is what the loader returned
 
-    async def load(self, request: LoadRequest[T]) -> T:
-        """Load a missing or outdated value within the policy's `hard_timeout`.
+    def load(self, request: LoadRequest[T]) -> Coroutine[Any, Any, T]:
+        """Load a missing or outdated value, to be awaited, within the policy's `hard_timeout`.
 
         :raises CacheTimeoutError: after that.
         :raises Exception: what the loader raises.
         """
         allowed = request.ref.freshness.hard_timeout
         if allowed is None or self._state.mode is Mode.DISABLED:
-            return await self._loads.load(request)
+            return self._loads.load(request)
+        return self._load_within(request, allowed)
+
+    async def _load_within(self, request: LoadRequest[T], allowed: float) -> T:
         try:
             return await self._loads.load(request._replace(max_wait=allowed))
         except WaitExpiredError as error:

@@ -18,7 +18,7 @@ from typing import Any, Final, NamedTuple, cast
 
 from magnus_cache._engine.flights.context import CurrentLoad, as_current_load
 from magnus_cache._engine.flights.flight import LOADING, Flight
-from magnus_cache._engine.loading.batch_loads import LoadsTogether
+from magnus_cache._engine.loading.batch_loads import LoadsTogether, by_server
 from magnus_cache._engine.loading.loaded_value import LoadedValue
 from magnus_cache._engine.loading.loads import Loads
 from magnus_cache._engine.loading.request import BatchItem, BatchRequest, LoadRequest
@@ -127,13 +127,17 @@ class WarmLoads:
             while start < len(items):
                 began, part = monotonic(), items[start : start + size]
                 start += len(part)
-                together = LoadsTogether(self._loads, batch, part, self._request.loader)
-                together.on_outcome(partial(self._heard, together, part))
-                parts.append(together)
-                for place in await together.lead():
-                    self._queue.append(_Job(part[place]))
-                if together.places:
-                    together.start(self)
+                begun = list[LoadsTogether]()
+                for places in by_server(self._loads, part):
+                    together = LoadsTogether(self._loads, batch, part, self._request.loader)
+                    together.on_outcome(partial(self._heard, together, part))
+                    parts.append(together)
+                    for place in await together.lead(places):
+                        self._queue.append(_Job(part[place]))
+                    if together.places:
+                        together.start(self)
+                        begun.append(together)
+                for together in begun:
                     await together.acquired()
                 self._hire()
                 await self._until(lambda: len(self._queue) < self._request.concurrency)

@@ -32,9 +32,9 @@ from magnus_cache._engine.coherence.trust import Trust
 from magnus_cache._engine.memory.clear_log import ClearLog
 from magnus_cache._engine.memory.cold import COLD_OVERHEAD, ColdStore
 from magnus_cache._engine.memory.entry import DEAD, OVERHEAD, Entry, TaggedEntry
+from magnus_cache._engine.memory.placeholder import Reservations
 from magnus_cache._engine.memory.policy import POLICIES, Policy, PolicyName
 from magnus_cache._engine.memory.records import OBJECT
-from magnus_cache._engine.memory.reservations import Reservations
 from magnus_cache._engine.runtime.clock import Clock
 from magnus_cache._engine.runtime.critical import engaged
 

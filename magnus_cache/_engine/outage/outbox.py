@@ -91,6 +91,7 @@ class Outbox:
     :param tags: the prefix of the names of all tags' epochs.
     :param clock: the clock that times requests to Redis.
     :param part_of: returns the part of a value's name by which namespaces and tags are settled, on a cluster.
+    :ivar position: the last position; later records have higher ones.
     :ivar store: receives every change, in order.
     :ivar confirmed_at: monotonic second of the last known confirmation of a single key.
     """
@@ -108,7 +109,7 @@ class Outbox:
         self._lock = section()
         self._missed = Pending({}, {}, {})
         self._parts: dict[tuple[Kind, bytes], Parts] = {}
-        self._position = 0
+        self.position = 0
         self._unread = 0
         self._forget_confirmed()
         self.store: OutboxStore | None = None
@@ -126,8 +127,8 @@ class Outbox:
     def mark_unread(self) -> None:
         """Let everything count as invalidated until the store was read."""
         with self._lock:
-            self._position += 1
-            self._unread = self._position
+            self.position += 1
+            self._unread = self.position
 
     def mark_read(self, unread: int) -> None:
         """Let the outbox count as complete again, unless `mark_unread` was called since."""
@@ -138,9 +139,9 @@ class Outbox:
     def record(self, names: Iterable[bytes]) -> int:
         """Record that these values are invalid when Redis is back; return the record's position."""
         with self._lock:
-            self._position += 1
+            self.position += 1
             self._add_names(names, kept=False)
-            position = self._position
+            position = self.position
         return self._begun(position)
 
     def record_prefix(self, prefix: bytes, issued: Issued | None = None) -> int:
@@ -151,12 +152,12 @@ class Outbox:
         :param issued: the epoch that was issued for this prefix, if some groups have it already.
         """
         with self._lock:
-            self._position += 1
+            self.position += 1
             whole = self._whole(prefix)
             self._add_prefixes({whole}, kept=False)
             if issued is not None and whole == prefix:
                 self._begin_parts("prefixes", (whole,), issued.epoch, issued.settled)
-            position = self._position
+            position = self.position
         return self._begun(position)
 
     def record_tags(self, names: Sequence[bytes], issued: Issued | None = None) -> int:
@@ -165,24 +166,24 @@ class Outbox:
         :param issued: see `record_prefix`.
         """
         with self._lock:
-            self._position += 1
+            self.position += 1
             self._add_tags(names, kept=False)
             if issued is not None:
                 self._begin_parts("tags", issued.controls.intersection(names), issued.epoch, issued.settled)
-            position = self._position
+            position = self.position
         return self._begun(position)
 
     def restore(self, kind: Kind, names: Iterable[bytes]) -> int:
         """Record what the store holds of an earlier run or another process; return the record's position."""
         with self._lock:
-            self._position += 1
+            self.position += 1
             if kind == "names":
                 self._add_names(names, kept=True)
             elif kind == "tags":
                 self._add_tags(names, kept=True)
             else:
                 self._add_prefixes(set(names), kept=True)
-            return self._position
+            return self.position
 
     def _begun(self, position: int) -> int:
         # Without the lock, which a starting thread may need.
@@ -207,7 +208,7 @@ class Outbox:
         return namespace_prefix(prefix) if self._is_whole(prefix) else self._root
 
     def _add_names(self, names: Iterable[bytes], *, kept: bool) -> None:
-        record, added = self._missed.names, dict.fromkeys(names, self._position)
+        record, added = self._missed.names, dict.fromkeys(names, self.position)
         record.update(added)
         if len(record) > self._most_names:
             # In this order, as `covers` takes no lock.
@@ -219,19 +220,19 @@ class Outbox:
 
     def _add_prefixes(self, prefixes: set[bytes], *, kept: bool) -> None:
         record = self._missed.prefixes
-        record.update(dict.fromkeys(prefixes, self._position))
+        record.update(dict.fromkeys(prefixes, self.position))
         if len(record) > self._most_scopes:
-            record[self._root] = self._position
-            self._keep("prefixes", {self._root: self._position})
+            record[self._root] = self.position
+            self._keep("prefixes", {self._root: self.position})
             others = {prefix: position for prefix, position in record.items() if prefix != self._root}
             self._drop("prefixes", others)
             for prefix in others:
                 del record[prefix]
         elif not kept:
-            self._keep("prefixes", dict.fromkeys(prefixes, self._position))
+            self._keep("prefixes", dict.fromkeys(prefixes, self.position))
 
     def _add_tags(self, names: Iterable[bytes], *, kept: bool) -> None:
-        record, added = self._missed.tags, dict.fromkeys(names, self._position)
+        record, added = self._missed.tags, dict.fromkeys(names, self.position)
         record.update(added)
         if len(record) > self._most_scopes:
             self._add_prefixes({self._root}, kept=False)
@@ -302,11 +303,6 @@ class Outbox:
     def _forget_confirmed(self) -> None:
         self._confirmed: dict[bytes, float] = {}
         self._confirmed_before = self.confirmed_at = -math.inf
-
-    @property
-    def position(self) -> int:
-        """The last position: later records have higher ones."""
-        return self._position
 
     def overwritten(self, name: bytes, position: int) -> None:
         """Forget a single key for which Redis has confirmed a newer value, unless it was recorded after `position`."""

@@ -19,7 +19,7 @@ from magnus_cache._engine.keys.globs import ClearScope
 from magnus_cache._engine.keys.names import lease_name
 from magnus_cache._engine.redis import bulk, commands, replies, scripts
 from magnus_cache._engine.redis.bulk import BeforeRemoval, Reclaimed
-from magnus_cache._engine.redis.client_many import ManyKeys
+from magnus_cache._engine.redis.client_atomic import AtomicKeys
 from magnus_cache._engine.redis.exchange import IGNORED, Callback, Connection, Receive, Waiter, as_it_is
 from magnus_cache._engine.redis.replies import ServerFacts
 from magnus_cache._engine.redis.scripts import LeaseAttempt
@@ -90,26 +90,24 @@ class Ping(NamedTuple):
     """Whether the server announces changes to this connection."""
 
 
-class Client(ManyKeys):
-    """Sends the commands of one cache to Redis, on the running event loop; those on many keys are in `ManyKeys`.
+class Client(AtomicKeys):
+    """Sends the commands of one cache to Redis, on the running event loop.
+
+    Those on many keys are in `ManyKeys`, and those that depend on the stored value in `AtomicKeys`.
 
     :param database: the number of the database.
     :ivar connection: returns the running loop's connection to the server of a key; see `Topology.connection`.
     :ivar connection_for_large: returns the one for a large value; see `Topology.connection_for_large`.
+    :ivar current_connection: returns the running loop's connection to the server of a key, which must be configured;
+        raises `CacheUnavailableError` after the end of the cache.
     """
 
     def __init__(self, topology: Topology, database: int) -> None:
         super().__init__(topology, database)
-        # An attribute, not a method: each read from Redis begins with this call.
+        # Attributes, not methods: each read from Redis begins with this call.
         self.connection: Callable[[bytes], Connection | None] = topology.connection
         self.connection_for_large: Callable[[bytes], Connection | None] = topology.connection_for_large
-
-    def current_connection(self, key: bytes) -> Connection:
-        """Return the running loop's connection to the server of a key, which must be configured.
-
-        :raises CacheUnavailableError: after the end of the cache.
-        """
-        return self._topology.wire(key)
+        self.current_connection: Callable[[bytes], Connection] = topology.wire
 
     # -- values ---------------------------------------------------------------------------------------------
 

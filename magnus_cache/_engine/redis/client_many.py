@@ -4,7 +4,7 @@ The keys of one call are of one server, or of one slot of a cluster. Each key is
 stops no other one.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -12,14 +12,14 @@ from magnus_cache._engine.redis import commands, replies, scripts_many
 from magnus_cache._engine.redis.exchange import IGNORED, Callback, Connection, Receive, Waiter, as_it_is
 from magnus_cache._engine.redis.fleet_keys import FleetKeys
 from magnus_cache._engine.redis.topology import Topology
-from magnus_cache.errors import CacheUnavailableError
+from magnus_cache.errors import CacheError, CacheUnavailableError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from magnus_cache._engine.redis.wire import Wire
 
-__all__ = ["Filled", "LeasesReply", "ManyKeys", "Stored"]
+__all__ = ["Filled", "LeasesReply", "ManyKeys", "Renewed", "Stored"]
 
 
 class Stored(NamedTuple):
@@ -38,8 +38,12 @@ class LeasesReply(NamedTuple):
 
     granted: Sequence[int]
     """The places of the values whose leases are granted."""
-    values: Sequence[bytes | None]
+    values: Sequence[bytes | None] | Mapping[int, bytes | None]
     """What was stored when the leases were requested, by place; empty if they were taken by force."""
+    places: Sequence[int] | None = None
+    """The places of those that this is about; None for all. In a cluster they are answered in several parts."""
+    errors: Mapping[int, CacheError] = {}
+    """Why there is no answer about some of them, by place."""
 
 
 class Filled(NamedTuple):
@@ -52,6 +56,17 @@ class Filled(NamedTuple):
     and they are not stored."""
     present: bool
     """Whether all stored ones are there, right after, and the server announces their next changes."""
+    places: Sequence[int] | None = None
+    """The places of those that this is about; None for all. In a cluster they are answered in several parts."""
+
+
+class Renewed(NamedTuple):
+    """What became of some leases."""
+
+    ours: Sequence[bool]
+    """For each, whether it is still ours."""
+    places: Sequence[int] | None = None
+    """The places of those that this is about; None for all. In a cluster they are answered in several parts."""
 
 
 class _Asked(NamedTuple):
@@ -69,10 +84,8 @@ class ManyKeys(FleetKeys):
     def __init__(self, topology: Topology, database: int) -> None:
         self._topology = topology
         self._database = database
-
-    def _wire(self, key: bytes) -> "Wire":
-        """:raises CacheUnavailableError: after the end of the cache."""
-        return self._topology.wire(key)
+        # Attributes, not methods: each request begins with this call.
+        self._wire: Callable[[bytes], Wire] = topology.wire
 
     def store_many(
         self, keys: Sequence[bytes], raws: Iterable[bytes], milliseconds: Iterable[int], receive: Receive[Stored],
@@ -106,8 +119,8 @@ class ManyKeys(FleetKeys):
         command = scripts_many.fill_many(keys, token, raws, milliseconds, database=self._database)
         self._wire(keys[0]).call(command, partial(_filled, len(keys), receive), waiter)
 
-    def renew_many(self, keys: Sequence[bytes], token: bytes, milliseconds: int, receive: Receive[list[bool]]) -> None:
-        """Renew the leases of some values; `receive` gets for each whether it is still ours."""
+    def renew_many(self, keys: Sequence[bytes], token: bytes, milliseconds: int, receive: Receive[Renewed]) -> None:
+        """Renew the leases of some values; `receive` gets which are still ours."""
         command = scripts_many.renew_many(keys, token, milliseconds, database=self._database)
         self._wire(keys[0]).call(command, partial(_renewed, len(keys), receive), IGNORED)
 
@@ -163,8 +176,8 @@ def _filled(count: int, receive: Receive[Filled], reply: Any, connection: Connec
     return receive(Filled(stored, refused, present), connection, sent)
 
 
-def _renewed(count: int, receive: Receive[list[bool]], reply: Any, connection: Connection, sent: float) -> Any:
-    return receive([number == 1 for number in _numbers(reply, count)], connection, sent)
+def _renewed(count: int, receive: Receive[Renewed], reply: Any, connection: Connection, sent: float) -> Any:
+    return receive(Renewed([number == 1 for number in _numbers(reply, count)]), connection, sent)
 
 
 def _parts(reply: Any, count: int) -> list[Any]:

@@ -13,6 +13,7 @@ It differs from that of a single server in four ways:
   has no other ones, is confirmed by no node.
 """
 
+from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Final
@@ -100,6 +101,8 @@ class ClusterPipeline(ConfirmedPipeline):
 
     def __init__(self, measure: Measure) -> None:
         super().__init__(measure)
+        # What looks like such a reply may be a value.
+        self.transactions = deque()
         self.redirect: Callable[[Read | ReadBatch | Call, Exception], None]
 
     def _pack_reads(self, now: float, parts: ReadParts, names: list[bytes]) -> bytes:

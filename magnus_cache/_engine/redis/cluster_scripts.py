@@ -23,10 +23,12 @@ __all__ = [
     "MY_ID",
     "NOTHING",
     "Steps",
+    "acquire_one",
     "adopt_copy",
     "arrive",
     "asking",
     "asking_get",
+    "in_one_step",
     "issue",
     "join",
     "last_issued",
@@ -235,6 +237,22 @@ return redis.call('UNLINK', KEYS[1])
     writes=0,
 )
 
+# One lease of a batch: granted even if a value is stored, which the caller gets as well, and judges. Only the token
+# says whether it is granted: a request is repeated when its answer is lost, and the first one may have been granted.
+_LEASE: Final = Script(
+    "ACQ",
+    """
+local value = false
+if ARGV[3] == '' then
+  value = redis.pcall('GET', KEYS[1])
+  redis.call('SET', KEYS[2], ARGV[1], 'NX', 'PX', ARGV[2])
+else
+  redis.call('SET', KEYS[2], ARGV[1], 'PX', ARGV[2])
+end
+return {type(value) == 'string' and value, redis.pcall('GET', KEYS[2]) == ARGV[1] and 1 or 0}
+""",
+)
+
 _STORE: Final = Script(
     "SET",
     """
@@ -381,6 +399,14 @@ def reclaim_one(name: bytes, epoch: int) -> Command:
     return _RECLAIM_ONE.command((name,), epoch)
 
 
+def acquire_one(name: bytes, token: bytes, milliseconds: int, *, force: bool = False) -> Command:
+    """Pack the request for one of many leases; the reply is ``[value or nil, 1 or 0]``, without the value if forced.
+
+    :param force: whether to take the lease from any holder, even if a value is stored.
+    """
+    return _LEASE.command((name, lease_name(name)), token, milliseconds, b"1" if force else b"")
+
+
 def store_one(name: bytes, raw: bytes, milliseconds: int) -> Command:
     """Pack the write of a value, which voids its lease first; the reply is 1.
 
@@ -388,6 +414,17 @@ def store_one(name: bytes, raw: bytes, milliseconds: int) -> Command:
     """
     lease = Command("DEL", pack(b"DEL", lease_name(name)))
     return Steps("SET", (lease, _STORE.command((name,), raw, milliseconds)), 2)
+
+
+def in_one_step(name: bytes, whole: Command, alone: Command) -> Command:
+    """Return a command that voids the lease of a value in the step in which it writes the value.
+
+    While the slot is moved, the lease goes first. A load that takes it in between may store over what is written.
+
+    :param whole: the command with both keys. It is refused as a whole, so nothing of it is done twice.
+    :param alone: the same without the lease.
+    """
+    return _Divisible(whole, (Command("DEL", pack(b"DEL", lease_name(name))), alone))
 
 
 def remove_one(name: bytes) -> Command:

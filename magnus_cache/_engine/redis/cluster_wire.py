@@ -126,7 +126,7 @@ class _ClusterHeartbeat(Heartbeat):
 
     def rest(self) -> None:
         """Ask nothing unasked: no answer of a replica counts, and each would be waited for in vain."""
-        self._asked = math.inf
+        self.due = math.inf
 
     def _took_replication(self, reply: Any, connection: Connection, _sent: float) -> None:
         history = server_identity(None, reply)

@@ -85,7 +85,7 @@ class _PushParser(DefaultParser):  # type: ignore[misc, valid-type]  # the alias
         known = hasattr(stream, "_buffer") and hasattr(parser, "has_data")
         # Before a new one replaces methods of the same stream: over a UNIX socket, redis-py calls this twice.
         self._intake.detach()
-        self._intake.attach(connection, Incoming(stream, parser, self._intake.completed) if known else None)
+        self._intake.attach(connection, Incoming(stream, parser) if known else None)
 
     def on_disconnect(self) -> None:
         super().on_disconnect()

@@ -57,16 +57,15 @@ _SIZES: Final = {b"$%d" % size: size for size in range(512)}
 
 
 class Elements:
-    """Counts the elements of one connection's frames, from header to header where a search is not enough."""
+    """Counts the elements of one connection's frames, from header to header where a search is not enough.
 
-    __slots__ = ("_begun", "_claimed", "_left", "_skip", "_unseen", "_whole")
+    :ivar is_whole: to be set when only whole frames have arrived so far, and the parser has returned all of them.
+    """
+
+    __slots__ = ("_begun", "_claimed", "_left", "_skip", "_unseen", "is_whole")
 
     def __init__(self) -> None:
-        self.restart()
-
-    def restart(self) -> None:
-        """Note that only whole frames have arrived so far, and that the parser has returned all of them."""
-        self._whole = True
+        self.is_whole = True
         self._unseen: bytes | None = None
 
     def too_many(self, data: bytes) -> bool:
@@ -74,8 +73,8 @@ class Elements:
 
         The parser refuses anything that is not RESP. `data` must directly follow the data of the call before.
         """
-        if self._whole:
-            self._whole = False
+        if self.is_whole:
+            self.is_whole, self._unseen = False, None
             if len(data) <= _GLANCED_AT and not _may_claim(data):
                 # Most input ends here, so nothing more is noted than that its headers were not read.
                 self._unseen, self._left = data, 0

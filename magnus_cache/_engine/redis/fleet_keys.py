@@ -10,7 +10,7 @@ a restart, could show a slightly smaller one, which a monitoring system would ta
 of it again. So the total of such a server starts at zero, which is what monitoring systems expect.
 """
 
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from magnus_cache._engine.keys.names import Keyspace
@@ -197,8 +197,7 @@ class Published(NamedTuple):
 class FleetKeys:
     """The operations on fleet statistics; a part of the `Client`."""
 
-    def _wire(self, key: bytes) -> "Wire":
-        raise NotImplementedError
+    _wire: "Callable[[bytes], Wire]"
 
     def publish(self, names: FleetNames, instance: str, report: Report, oldest: float, waiter: "Waiter") -> None:
         """Publish a report; `waiter` gets 1.

@@ -14,7 +14,7 @@ from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from magnus_cache._engine.redis.elements import Elements
-from magnus_cache._engine.redis.incoming import Incoming
+from magnus_cache._engine.redis.incoming import Incoming, Taken
 from magnus_cache._engine.runtime.clock import Clock
 
 __all__ = ["Intake"]
@@ -69,8 +69,13 @@ class Intake:
                 return
             if too_many(data):
                 self._refuse("a frame has too many elements")
-            elif incoming is None or not incoming.take(data):
+                return
+            taken = Taken.NOT if incoming is None else incoming.take(data)
+            if taken is Taken.NOT:
                 feed(data)
+            elif taken is not Taken.PART:
+                # Once for all replies that came together: it only matters to what arrives later.
+                self._ended(is_whole=taken is Taken.WHOLE)
 
         reader.feed_data = fed
 
@@ -91,13 +96,19 @@ class Intake:
 
     def completed(self) -> None:
         """Note that a frame has ended. Bytes of the next frame that are here already count when more arrive."""
+        self._ended(is_whole=self.incoming is not None and self.incoming.is_whole)
+
+    def _ended(self, *, is_whole: bool) -> None:
+        """Note the same as `completed`.
+
+        :param is_whole: whether no bytes of the next frame are here.
+        """
         self._size = 0
         self._begun = math.inf
         if self._reader is None:
             self.heard = self._clock()
-        incoming = self.incoming
-        if incoming is not None and not incoming.is_buffered:
-            self._elements.restart()
+        if is_whole:
+            self._elements.is_whole = True
 
     def _took(self, size: int) -> bool:
         """Count some bytes; return whether the parser may have them."""

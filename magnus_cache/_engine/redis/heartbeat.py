@@ -46,6 +46,7 @@ class Heartbeat:
     :param max_staleness: seconds that a connection is trusted after an answered heartbeat was sent.
     :param marker: the name of the key that identifies the database.
     :param exchanged: called when the database was swapped.
+    :ivar due: the monotonic second from which on a heartbeat should be sent before the next request.
     :ivar fault: why the current connection must be closed, or None.
     """
 
@@ -57,7 +58,7 @@ class Heartbeat:
         self._marker = commands.read(marker)
         self._name = marker
         self._every = min(max_staleness / _PART, _EVERY)
-        self._asked = self._looked = -math.inf
+        self.due = self._looked = -math.inf
         self._pulse: asyncio.Future[None] | None = None
         self._replicates = False
         self.fault: RedisConnectionError | None = None
@@ -68,7 +69,7 @@ class Heartbeat:
         :param sent: the monotonic second of the handshake.
         :param replication: whether the server reports replication.
         """
-        self._asked = self._looked = sent
+        self.due, self._looked = sent + self._every, sent
         self._replicates = replication
         self.fault = None
 
@@ -78,12 +79,12 @@ class Heartbeat:
         return None if self._pulse is None or self._pulse.done() else self._pulse
 
     def is_due(self, now: float) -> bool:
-        """Whether a heartbeat should be sent before the next request."""
-        return now - self._asked >= self._every and self.pulse is None
+        """Whether a heartbeat should be sent before the next request: it is due, and none is under way."""
+        return now >= self.due and self.pulse is None
 
     def ask(self, now: float) -> "tuple[asyncio.Future[None], list[Call]]":
         """Return the future of a new heartbeat, and its requests in order."""
-        self._asked = now
+        self.due = now + self._every
         self._pulse = pulse = self._waiter()
         calls = [Call(commands.TIME, self._took_time, self._waiter()), Call(self._marker, self._marked, pulse)]
         if self._replicates and now - self._looked >= max(_EVERY, self._max_staleness):

@@ -10,7 +10,8 @@ It needs names of redis-py and asyncio that are not public: see `connection`. Wi
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
+from enum import Enum, auto
 from typing import Any, Final, Protocol
 
 from redis.asyncio.connection import AbstractConnection
@@ -20,7 +21,7 @@ from redis.exceptions import ResponseError
 from magnus_cache._engine.runtime.clock import monotonic
 from magnus_cache._engine.runtime.turns import SHARE, turn
 
-__all__ = ["Handled", "Handler", "Incoming", "Rest", "read"]
+__all__ = ["Handled", "Handler", "Incoming", "Rest", "Taken", "Transaction", "read"]
 
 Rest = Callable[[], Awaitable[None]] | None
 """What is left to do of a reply before the next one may be looked at, in turns of the loop; None for nothing."""
@@ -31,11 +32,34 @@ Handler = Callable[[Any], Rest]
 Handled = Callable[[], object]
 """Called when all replies that came together were handled."""
 
+
+class Taken(Enum):
+    """What became of bytes that have arrived."""
+
+    NOT = auto()
+    """They have to go through the stream."""
+    PART = auto()
+    """They are part of a reply."""
+    REPLIES = auto()
+    """Replies were handled. Bytes of another one are here."""
+    WHOLE = auto()
+    """Replies were handled, and nothing else is here."""
+
+
 _AT_ONCE: Final = 64
 """Replies handled before the loop gets a turn, in which the tasks run that they have woken."""
 
 _QUEUED_COUNTS: Final = 1 / 16
 """Of a reply, what one counts for that only says that a command of a transaction was taken."""
+
+
+class Transaction(Protocol):
+    """A request that is owed an answer.
+
+    :ivar replies: how many replies are still to come. All but the last begin a transaction, or queue its commands.
+    """
+
+    replies: int
 
 
 class _Parser(Protocol):
@@ -59,15 +83,14 @@ class Incoming:
 
     :param stream: the stream that redis-py reads from.
     :param parser: the parser that redis-py feeds from it.
-    :param completed: called when all whole replies of some bytes were handled.
     """
 
-    __slots__ = ("_all_handled", "_completed", "_handle", "_nothing", "_parser", "_served", "_stream")
+    __slots__ = ("_all_handled", "_handle", "_nothing", "_owed", "_parser", "_served", "_stream")
 
-    def __init__(self, stream: Any, parser: _Parser, completed: Callable[[], object]) -> None:
+    def __init__(self, stream: Any, parser: _Parser) -> None:
         self._stream = stream
         self._parser = parser
-        self._completed = completed
+        self._owed: Sequence[Transaction] = ()
         # What an empty parser returns is what it was told to return for "not enough data".
         self._nothing = parser.gets(False)
         self._handle: Handler | None = None
@@ -91,9 +114,9 @@ class Incoming:
         del self._stream.feed_eof, self._stream.set_exception
 
     @property
-    def is_buffered(self) -> bool:
-        """Whether there are bytes that the parser was not fed, or has not turned into replies."""
-        return bool(self._stream._buffer) or self._parser.has_data()
+    def is_whole(self) -> bool:
+        """Whether no byte is here that the parser was not fed, or has not turned into a reply."""
+        return not (self._stream._buffer or self._parser.has_data())
 
     @property
     def is_idle(self) -> bool:
@@ -120,39 +143,49 @@ class Incoming:
                 return reply
         return None
 
-    async def serve(self, handle: Handler, all_handled: Handled = _ignore) -> Rest:
+    async def serve(
+        self, handle: Handler, all_handled: Handled = _ignore, owed: Sequence[Transaction] = ()
+    ) -> Rest:  # fmt: skip
         """Have what comes handled as it comes, while `is_idle`, until something is left for the caller; return that.
 
         Also returns when the stream has ended; reading from it tells why.
 
         :param all_handled: called when all that came together was handled and nothing is left.
-
+        :param owed: the requests that are owed an answer, the oldest first; empty where only `handle` can tell whether
+            a reply is one of a transaction.
         :raises Exception: what `handle` raises.
         """
-        self._handle, self._all_handled = handle, all_handled
+        self._handle, self._all_handled, self._owed = handle, all_handled, owed
         served: asyncio.Future[Rest] = asyncio.get_running_loop().create_future()
         self._served = served
         try:
             return await served
         finally:
             self._handle = self._served = None
-            self._all_handled = _ignore
+            self._all_handled, self._owed = _ignore, ()
 
-    def take(self, data: bytes) -> bool:
-        """Handle what has arrived; return False if it has to go through the stream."""
+    def take(self, data: bytes) -> Taken:
+        """Handle what has arrived, unless it has to go through the stream."""
         handle = self._handle
         if handle is None:
-            return False
+            return Taken.NOT
         parser, nothing = self._parser, self._nothing
+        gets = parser.gets
         try:
             parser.feed(data)
-            reply = parser.gets(False)
+            reply = gets(False)
             if reply is nothing:
-                return True
-            left, until = float(_AT_ONCE), monotonic() + SHARE
+                return Taken.PART
+            left, until, owed = float(_AT_ONCE), monotonic() + SHARE, self._owed
             while True:
                 # Those within a transaction wake no task.
                 left -= _QUEUED_COUNTS if (is_queued := reply == b"QUEUED") else 1.0
+                if owed and owed[0].replies > 1 and (is_queued or reply == b"OK"):
+                    # What `Pipeline.skipped` does, without two calls for each command of a transaction.
+                    owed[0].replies -= 1
+                    if (reply := gets(False)) is nothing:
+                        return Taken.WHOLE if self.is_whole else Taken.REPLIES
+                    continue
                 if isinstance(reply, RedisConnectionError):
                     raise reply
                 if type(reply) is list and reply and isinstance(reply[0], RedisConnectionError):
@@ -163,21 +196,18 @@ class Incoming:
                 if rest is None and (left <= 0 or (not is_queued and parser.has_data() and monotonic() > until)):
                     rest = _nothing_left
                 if rest is not None:
-                    self._completed()
                     self._leave(rest)
-                    return True
-                reply = parser.gets(False)
+                    return Taken.WHOLE if self.is_whole else Taken.REPLIES
+                reply = gets(False)
                 if reply is nothing:
-                    # Once for all of them: it only matters to what arrives later.
-                    self._completed()
                     self._all_handled()
-                    return True
+                    return Taken.WHOLE if self.is_whole else Taken.REPLIES
         except BaseException as error:
             # An interrupt too: the reply that it cut short is lost, and with it the order of the others.
             self._fail(error)
             if not isinstance(error, Exception):
                 raise
-            return True
+            return Taken.PART
 
     def _leave(self, rest: Rest) -> None:
         # At once, not when the task runs: what arrives until then goes through the stream.
@@ -198,18 +228,20 @@ async def read(
     handle: Handler,
     completed: Callable[[], object],
     all_handled: Handled,
+    owed: Sequence[Transaction] = (),
 ) -> None:
     """Have replies and pushes handled in the order in which they come, until the connection ends.
 
     :param incoming: what comes in through the connection; None where all has to be read by redis-py's coroutines.
     :param completed: called after each reply, before it is handled.
     :param all_handled: called when replies that came together were handled in one step.
+    :param owed: see `Incoming.serve`.
     :raises Exception: what ended it, be it raised by `handle`.
     """
     handled = 0
     while True:
         if incoming is not None and incoming.is_idle:
-            rest = await incoming.serve(handle, all_handled)
+            rest = await incoming.serve(handle, all_handled, owed)
         else:
             try:
                 # No `timeout`: with a `socket_timeout` of None that blocks without a timer in every redis-py.

@@ -265,7 +265,7 @@ class LaneConnection:
     def _taken(self) -> None:
         """Note that a reply was taken from the parser, which may have bytes of the next one."""
         if not self._reader.has_data():
-            self._elements.restart()
+            self._elements.is_whole = True
 
 
 def _closed(_: int) -> bytes:

@@ -62,6 +62,8 @@ class Pipeline:
     :ivar pending: requests queued or sent and not yet answered.
     :ivar queue: what waits to be sent.
     :ivar owed: what was sent and not yet answered, the oldest first.
+    :ivar transactions: the same where replies within a transaction may be skipped without a look at anything else; else
+        empty.
     :ivar unfinished: the values of the last reply, while some of them are still to be handed out; else None.
     :ivar large: reads of large values that wait for the reply of such a read.
     :ivar growing: the batch at the end of the queue, if further reads may join it; else None.
@@ -69,14 +71,15 @@ class Pipeline:
     """
 
     __slots__ = (
-        "_large_owed", "_measure", "_value_bytes", "growing", "large", "most", "owed", "pending", "queue", "unfinished",
+        "_large_owed", "_measure", "_value_bytes", "growing", "large", "most", "owed", "pending", "queue",
+        "transactions", "unfinished",
     )  # fmt: skip
 
     def __init__(self, measure: Measure) -> None:
         self.pending = 0
         self._measure = measure
         self.queue: deque[Read | ReadBatch | Call] = deque()
-        self.owed: deque[InFlight] = deque()
+        self.transactions = self.owed = deque[InFlight]()
         self.large: deque[ReadBatch] = deque()
         self._large_owed = False
         self._sized(256.0)
@@ -97,15 +100,6 @@ class Pipeline:
     def is_ready(self) -> bool:
         """Whether anything is queued that may be sent now."""
         return bool(self.queue or (self.large and not self._large_owed))
-
-    @property
-    def is_single(self) -> bool:
-        """Whether exactly one request is queued."""
-        queue = self.queue
-        if len(queue) != 1:
-            return False
-        asked = queue[0]
-        return not isinstance(asked, ReadBatch) or len(asked.waiters) == 1
 
     def values_owed(self) -> int:
         """Return how many values, or other answers, the next reply may carry; 0 if none is owed."""
@@ -220,10 +214,11 @@ class Pipeline:
         # Most batches fit whatever the order of their values: so many of the largest kind would.
         kinds = {wanted.epoch_names for wanted in batch.wanted}
         largest = max([kind.value_bytes or _UNKNOWN_BYTES for kind in kinds])
-        if len(batch) + len(names) <= self.most and largest <= LARGE_BYTES and len(batch) * largest <= room:
+        reads = len(batch.wanted)
+        if reads + len(names) <= self.most and largest <= LARGE_BYTES and reads * largest <= room:
             parts.append(batch)
             names += [wanted.name for wanted in batch.wanted]
-            return room - len(batch) * largest
+            return room - reads * largest
         sizes = [wanted.epoch_names.value_bytes or _UNKNOWN_BYTES for wanted in batch.wanted]
         # Not where epochs are requested along with it: a value may have to come in one reply with them.
         if max(sizes) > LARGE_BYTES and not any(isinstance(part, Read) for part in parts):

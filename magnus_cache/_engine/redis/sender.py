@@ -99,7 +99,7 @@ class Sender:
         if transport is None or self._is_waiting or transport.get_write_buffer_size():
             self._ring()
             return
-        self._is_alone = pipeline.is_single
+        self._is_alone = pipeline.pending == 1
         chunks = self._pack()
         try:
             if len(chunks) == 1:
@@ -129,7 +129,7 @@ class Sender:
                     self._bell = None
             self._is_waiting = True
             while pipeline.is_ready:
-                self._is_alone = pipeline.is_single
+                self._is_alone = pipeline.pending == 1
                 # A failure here closes the transport, which the reader sees and reports.
                 await connection.send_packed_command(self._pack(), check_health=False)  # type: ignore[arg-type]  # any buffers
             self._is_waiting = False

@@ -21,6 +21,7 @@ class Watchdog:
     :param intake: knows the time of the last input: while a value arrives, Redis is alive.
     :param oldest: returns the oldest unanswered request.
     :param give_up: called when that request is too old.
+    :ivar timer: of the next look; None while it does not watch.
     """
 
     def __init__(
@@ -37,22 +38,22 @@ class Watchdog:
         self._oldest = oldest
         self._give_up = give_up
         self._loop = asyncio.get_running_loop()
-        self._timer: asyncio.TimerHandle | None = None
+        self.timer: asyncio.TimerHandle | None = None
 
     def begin(self) -> None:
         """Start watching, because a request was sent."""
-        if self._timer is None:
-            self._timer = self._loop.call_later(self._timeout, self.check, None)
+        if self.timer is None:
+            self.timer = self._loop.call_later(self._timeout, self.check, None)
 
     def end(self) -> None:
         """Stop watching."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        if self.timer is not None:
+            self.timer.cancel()
+            self.timer = None
 
     def check(self, overdue: InFlight | None) -> None:
         """Give up if the oldest request is overdue for the second time, else check again later."""
-        self._timer = None
+        self.timer = None
         oldest = self._oldest()
         if oldest is None:
             return
@@ -66,4 +67,4 @@ class Watchdog:
         # Overdue for the first time: if *our* loop was blocked, the answer is in the socket, and is read before the
         # next timer. Only a request that is overdue twice in a row is given up.
         grace = timeout / 10
-        self._timer = self._loop.call_later(max(left, grace), self.check, oldest if left <= 0 else None)
+        self.timer = self._loop.call_later(max(left, grace), self.check, oldest if left <= 0 else None)

@@ -85,11 +85,10 @@ class Wire:
         self._pipeline = self._pipeline_type(observer.measured)
         self._sender = Sender(self.loop, self._pipeline, self._pack)
         self._most_pending, self._moved = limits.max_pending, -math.inf
-        self.over, self.up, self.ended = False, False, Future[None]()
-        self.server, self.keeps_identity = UNKNOWN_SERVER, False
+        self.server, self.ended = UNKNOWN_SERVER, Future[None]()
         self._intake = Intake(PATIENCE * limits.op_timeout, clock, self._pipeline.values_owed, limits.value_bytes)
         self._silence = Watchdog(limits.op_timeout, clock, self._intake, lambda: self._pipeline.oldest, self.give_up)
-        self._proved = self._stood = self._worked = False
+        self.over = self.up = self.keeps_identity = self._proved = self._stood = self._worked = False
         self._error: CacheUnavailableError | None = None
         self._task: asyncio.Task[None] | None = None
         self._patience: asyncio.Timeout | None = None
@@ -259,7 +258,8 @@ class Wire:
                 self._sender.attach(writer_of(connection))
                 async with asyncio.timeout(None) as self._patience:
                     handle, intake = apart(self._handle, self.server), self._intake
-                    await read(connection, intake.incoming, handle, intake.completed, self._sender.expect)
+                    owed = () if self.server.interleaves else self._pipeline.transactions
+                    await read(connection, intake.incoming, handle, intake.completed, self._sender.expect, owed)
         # What redis-py, the socket and the TLS layer can raise has no common root below Exception; whatever it
         # is, the connection is over, and the reason is told.
         except Exception as error:  # noqa: BLE001  # as said
@@ -329,14 +329,15 @@ class Wire:
 
     def _pack(self) -> list[bytes | memoryview]:
         """Return the bytes of a heartbeat that is due, and of what is queued, which is judged by its answers."""
-        if self._heartbeat.is_due(now := self.clock()):
+        if (now := self.clock()) >= self._heartbeat.due and self._heartbeat.is_due(now):
             for call in reversed(self._heartbeat.ask(now)[1]):
                 self._pipeline.add_first(call)
         if self._observer.abandoned.waiting:
             for command, ending in self._observer.abandoned.ends(self.server.run, self.server.ended):
                 self._pipeline.add_first(Call(command, as_it_is, ending))
         chunks = self._pipeline.compose(now, quiet=self.server.echoes)
-        self._silence.begin()
+        if self._silence.timer is None:
+            self._silence.begin()
         self._schedule_beat()
         return chunks
 
@@ -357,8 +358,7 @@ class Wire:
             return None if self._pipeline.unfinished is None else self._pipeline.handed_out
         if frame[0] != b"invalidate":
             return None
-        names = frame[1]
-        if names is None:
+        if (names := frame[1]) is None:
             self._flushed()
         elif len(names) <= PIECE:
             self._observer.invalidated(names, self)

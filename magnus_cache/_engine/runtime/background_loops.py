@@ -72,13 +72,19 @@ class BackgroundLoops(Portal):
         """Whether this thread must not wait, because it has interrupted a step of the cache that others wait for."""
         return super().engaged or self.loaders.engaged
 
-    async def run(self, loader: Callable[[], Awaitable[T]]) -> T:
-        """Return the result of a caller's coroutine function: run on the loaders' loop if this is the connection's.
+    def run(self, loader: Callable[[], Awaitable[T]]) -> Awaitable[T]:
+        """Return the result of a caller's coroutine function, to be awaited at once.
+
+        It runs on the loaders' loop if the running one is the connection's.
 
         :raises Exception: whatever the function raises.
         """
-        if asyncio.get_running_loop() is not self.loop:
-            return await loader()
+        # Else the function's own awaitable, without a coroutine around it: each step of a loader would pass that, too.
+        session = self._session
+        is_ours = session is not None and session.loop is asyncio.get_running_loop()
+        return self._run_away(loader) if is_ours else loader()
+
+    async def _run_away(self, loader: Callable[[], Awaitable[T]]) -> T:
         away = _Away(loader)
         self.loaders.submit(away.begin)
         try:

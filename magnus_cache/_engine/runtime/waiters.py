@@ -6,9 +6,9 @@ to the flight, and the two would keep each other alive.
 
 import asyncio
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from types import TracebackType
-from typing import Any, NamedTuple, NoReturn, Protocol
+from typing import Any, Final, NamedTuple, NoReturn, Protocol
 
 from magnus_cache._engine.runtime.loop_end import call_on_loop
 
@@ -80,26 +80,27 @@ class Expired:
 
 
 class LoopWaiter:
-    """A waiting task; `tell` is called on its own loop only."""
+    """A waiting task; `tell` is called on its own loop only.
 
-    __slots__ = ("_future", "loop")
+    :ivar told: to be awaited for the outcome, without a time limit.
+    """
+
+    __slots__ = ("loop", "told")
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
-        self._future: asyncio.Future[Outcome] = loop.create_future()
+        self.told: asyncio.Future[Outcome] = loop.create_future()
 
     def tell(self, outcome: Outcome) -> None:
         """Wake the task; the first outcome counts."""
-        if not self._future.done():
-            self._future.set_result(outcome)
+        if not self.told.done():
+            self.told.set_result(outcome)
 
-    async def wait(self, timeout: float | None) -> Outcome:
-        """Return the outcome; `Expired` after `timeout` seconds (None: never)."""
-        if timeout is None:
-            return await self._future
+    async def wait(self, timeout: float) -> Outcome:
+        """Return the outcome; `Expired` after `timeout` seconds."""
         timer = self.loop.call_later(max(0.0, timeout), self.tell, Expired())
         try:
-            return await self._future
+            return await self.told
         finally:
             timer.cancel()
 
@@ -155,9 +156,5 @@ def _tell(waiters: list[LoopWaiter], outcome: Outcome) -> None:
         waiter.tell(outcome)
 
 
-def running_loop() -> asyncio.AbstractEventLoop | None:
-    """Return the event loop that runs in this thread, or None."""
-    try:
-        return asyncio.get_running_loop()
-    except RuntimeError:
-        return None
+running_loop: Final[Callable[[], asyncio.AbstractEventLoop | None]] = asyncio._get_running_loop
+"""Returns the event loop that runs in this thread, or None."""

@@ -94,13 +94,16 @@ class LoaderThreads:
         """Start empty, as in a forked child."""
         self.slots.reset()
 
-    async def call(self, loader: Callable[[], T] | Callable[[], Awaitable[T]], namespace: str) -> T:
-        """Return the result of a loader: awaited if it is a coroutine function, else run in a thread.
+    def call(self, loader: Callable[[], T] | Callable[[], Awaitable[T]], namespace: str) -> Awaitable[T]:
+        """Return the result of a loader, to be awaited at once: of a coroutine function, or else run in a thread.
 
         :raises Exception: whatever the loader raises.
         """
         if is_async(loader):
-            return cast("T", await self._run(cast("Callable[[], Awaitable[T]]", loader)))
+            return self._run(cast("Callable[[], Awaitable[T]]", loader))
+        return self._call_in_thread(loader, namespace)
+
+    async def _call_in_thread(self, loader: Callable[[], Any], namespace: str) -> Any:
         outer = JOB.get()
         if outer is not None:
             outer.yield_slot()
@@ -110,7 +113,7 @@ class LoaderThreads:
             if outer is not None:
                 outer.take_slot()
         # A lambda around a coroutine function does not look like one until it is called.
-        return cast("T", await self._run(lambda: value) if inspect.isawaitable(value) else value)
+        return await self._run(lambda: value) if inspect.isawaitable(value) else value
 
     async def _in_thread(self, loader: Callable[[], Any], namespace: str) -> Any:
         job = Job(self.slots, asyncio.get_running_loop(), namespace)
@@ -141,5 +144,5 @@ class LoaderThreads:
             raise
 
 
-async def _here(loader: Callable[[], Awaitable[T]]) -> T:
-    return await loader()
+def _here(loader: Callable[[], Awaitable[T]]) -> Awaitable[T]:
+    return loader()

@@ -11,6 +11,7 @@ from magnus_cache.errors import CacheArgumentError, CacheTypeError
 
 if TYPE_CHECKING:
     from magnus_cache._engine.coherence.epoch_names import EpochNames
+    from magnus_cache._engine.coordination.state import State
     from magnus_cache._engine.memory.entry import Entry
     from magnus_cache._engine.redis.exchange import Connection
     from magnus_cache._engine.redis.topology import Topology
@@ -79,7 +80,7 @@ class RefMaker:
     :raises CacheArgumentError: for a namespace that cannot be used.
     """
 
-    __slots__ = ("_name", "_suffix", "counters", "epoch_names", "epochs", "freshness", "namespace")
+    __slots__ = ("_name", "_suffix", "_tag", "counters", "epoch_names", "epochs", "freshness", "namespace")
 
     def __init__(self, reads: Reads, namespace: str) -> None:
         state = reads.state
@@ -88,16 +89,20 @@ class RefMaker:
         self.epoch_names = state.epochs.epoch_names(policy)
         # On a cluster, they depend on the key.
         self.epochs = state.epochs if state.topology.is_cluster else None
+        self._tag: str | None = None
         self.freshness = policy.freshness
         self._name = state.keyspace.value_name
         self._suffix = b"" if policy.version is None else version_suffix(policy.version, "n").encode()
 
     @classmethod
-    def like(cls, ref: KeyRef) -> "RefMaker":
+    def like(cls, ref: KeyRef, state: "State") -> "RefMaker":
         """Return a maker of references that differ from this one in their names only. It knows names, not keys."""
         self = cls.__new__(cls)
         self.namespace, self.counters = ref.namespace, ref.counters
-        self.epoch_names, self.freshness, self.epochs = ref.epoch_names, ref.freshness, None
+        self.epoch_names, self.freshness = ref.epoch_names, ref.freshness
+        self.epochs = state.epochs if state.topology.is_cluster else None
+        # The tag of their function, if they have one.
+        self._tag = next(iter(ref.epoch_names.tags), None)
         return self
 
     def name(self, key: Any) -> bytes:
@@ -109,7 +114,11 @@ class RefMaker:
 
     def ref(self, name: bytes) -> KeyRef:
         """Return the reference of a value by its name."""
-        names = self.epoch_names if self.epochs is None else self.epochs.names_for(self.namespace, name)
+        names, epochs = self.epoch_names, self.epochs
+        if epochs is not None and self._tag is not None:
+            names = epochs.function_names_for(self.namespace, self._tag, name)
+        elif epochs is not None:
+            names = epochs.names_for(self.namespace, name)
         return KeyRef(self.namespace, name, self.counters, names, self.freshness)
 
 

@@ -6,6 +6,7 @@ is not stored because its load was overtaken is left out. What is neither stored
 connection) is left to `Writes.fill`, value by value, which knows what to do about it.
 """
 
+import contextlib
 from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
@@ -47,15 +48,21 @@ class Filling:
     """Loaded values on their way to Redis.
 
     :ivar leases: the lease of each.
+    :ivar open: the places of those without an answer.
+    :ivar stored: the places of those that are stored.
+    :ivar refused: the places of those that Redis has refused.
     """
 
-    __slots__ = ("leases", "origin", "raws", "transaction")
+    __slots__ = ("leases", "open", "origin", "raws", "refused", "stored", "transaction")
 
     def __init__(self, transaction: Transaction, leases: Sequence[BatchLease], origin: FillOrigin) -> None:
         self.transaction = transaction
         self.leases = leases
         self.origin = origin
         self.raws: list[bytes] = []
+        self.open = set(range(len(leases)))
+        self.stored: list[int] = []
+        self.refused: list[int] = []
 
 
 class ManyFills(ManyWrites):
@@ -71,15 +78,17 @@ class ManyFills(ManyWrites):
         wire = self.state.client.connection(values.names[0])
         if wire is None:
             return None
+        known, token = origin.known, origin.batch.token
+        transaction = Transaction(values, wire, known.outbox_position, known.since, known.epoch, origin.cost)
         try:
-            self.reads.epoch_sync.prepare(wire, values.refs.epoch_names, values.tags)
+            for ref in transaction.alike:
+                self.reads.epoch_sync.prepare(wire, ref.epoch_names, values.tags)
             if not wire.up or self._clock() - wire.time.sampled > SAMPLED:
                 # For the same reasons as in `Writes`.
                 await wire.renew()
         except CacheUnavailableError:
             return None
-        known, token = origin.known, origin.batch.token
-        transaction = Transaction(values, wire, known.outbox_position, known.since, known.epoch, origin.cost)
+        transaction.steps = wire.time.steps
         filling = Filling(transaction, leases, origin)
         try:
             filling.raws, expiries = self._packed(transaction)
@@ -96,15 +105,20 @@ class ManyFills(ManyWrites):
         """Keep stored values in memory, and end the leases. Runs inside the reader."""
         transaction = filling.transaction
         names = transaction.part.names
+        places = range(len(names)) if filled.places is None else filled.places
+        filling.open.difference_update(places)
+        filling.stored += filled.stored
+        filling.refused += filled.refused
         if filled.stored:
             good = filled.present and bool(transaction.placeholders)
             if not (good and self._kept(transaction, filled.stored, connection, sent)):
                 # A read on another loop may have brought old values into memory since the command was sent.
                 self._memory.invalidate_many([names[place] for place in filled.stored])
         # Here, not when the load wakes: a renewal that is answered meanwhile finds no lease, and that is as it should.
-        refused = set(filled.refused)
-        ended = [lease for place, lease in enumerate(filling.leases) if place not in refused] if refused else None
-        filling.origin.batch.close(filling.leases if ended is None else ended, filled=True)
+        ended = filling.leases
+        if filled.refused or len(places) < len(ended):
+            ended = [filling.leases[place] for place in set(places).difference(filled.refused)]
+        filling.origin.batch.close(ended, filled=True)
         return filled
 
     async def end_fill(self, filling: Filling) -> Sequence[int]:
@@ -114,15 +128,17 @@ class ManyFills(ManyWrites):
         """
         transaction = filling.transaction
         part, wire, names = transaction.part, transaction.wire, transaction.part.names
-        try:
-            filled: Filled = await transaction.waiter
-        except CacheUnavailableError:
+        with contextlib.suppress(CacheUnavailableError):
+            try:
+                await transaction.waiter
+            finally:
+                self._release(transaction)
+        if len(filling.open) == len(names):
             return range(len(names))
-        finally:
-            self._release(transaction)
-        stored = [names[place] for place in filled.stored] if len(filled.stored) < len(names) else names
+        refused = [*filling.refused, *sorted(filling.open)]
+        stored = [names[place] for place in filling.stored] if len(filling.stored) < len(names) else names
         if wire.time.steps != transaction.steps:
-            await self._correct(filling, filled.stored)
+            await self._correct(filling, filling.stored)
         self.state.leases.notify_many(names)
         if stored:
             if self.state.outbox.pending:
@@ -130,12 +146,12 @@ class ManyFills(ManyWrites):
                     self.state.outbox.overwritten(name, transaction.position)
             part.refs.counters.stores += len(stored)
             self.tell_many(Stored, part.refs.namespace, "redis", True, len(stored))
-        overtaken = len(names) - len(stored) - len(filled.refused)
+        overtaken = len(names) - len(stored) - len(refused)
         self.state.stats.fenced_loads += overtaken
         if overtaken:
-            known = {*stored, *(names[place] for place in filled.refused)}
+            known = {*stored, *(names[place] for place in refused)}
             self.overtaken(part.refs.namespace, [name for name in names if name not in known])
-        return filled.refused
+        return refused
 
     def overtaken(self, namespace: str, names: Sequence[bytes]) -> None:
         """Note that loaded values were returned to their callers only, as their loads were overtaken."""

@@ -2,17 +2,17 @@
 
 import asyncio
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
 
 from magnus_cache._engine.codec import envelope
 from magnus_cache._engine.codec.versions import new_version
 from magnus_cache._engine.memory.entry import Entry, pack_windows
 from magnus_cache._engine.redis.retries import ask_twice
 from magnus_cache._engine.runtime.clock import MICROSECONDS
-from magnus_cache._engine.store.judge import Verdict, settled_verdict
-from magnus_cache._engine.store.records import KeyRef, Record
+from magnus_cache._engine.store.records import KeyRef
+from magnus_cache._engine.store.stored_values import COPY_HERE, stored_value
 from magnus_cache._engine.store.writes import Writes, milliseconds
-from magnus_cache.errors import CacheDecodeError, CacheUnavailableError
+from magnus_cache.errors import CacheUnavailableError
 
 if TYPE_CHECKING:
     from magnus_cache._engine.redis.exchange import Connection
@@ -21,21 +21,6 @@ __all__ = ["Lifetimes"]
 
 _REPLACEMENTS: Final = 5
 """Attempts to replace a value. Only a key that is written all the time makes all of them fail."""
-
-_INFLATE_HERE: Final = 4_096
-"""Compressed bytes that are decompressed on the event loop: the result is at most a thousand times as large."""
-
-_COPY_HERE: Final = 1_048_576
-"""Plain bytes that are checked or copied on the event loop: about a millisecond."""
-
-
-class _Stored(NamedTuple):
-    """A value in Redis that `get` would serve."""
-
-    raw: bytes
-    fresh_until: int
-    life: float
-    """Seconds from when the value was stored to its end, as its header has them."""
 
 
 class Lifetimes:
@@ -56,7 +41,7 @@ class Lifetimes:
             return None if local is None else local.fresh_until - self._clock()
         if wire is not None:
             try:
-                stored = await ask_twice(lambda: self._stored(wire, ref))
+                stored = await ask_twice(lambda: stored_value(self._writes, wire, ref))
             except CacheUnavailableError as error:
                 self._reads.failed(ref, error)
             else:
@@ -117,39 +102,17 @@ class Lifetimes:
 
     # -- in Redis -------------------------------------------------------------------------------------------
 
-    async def _stored(self, wire: "Connection", ref: KeyRef) -> _Stored | None:
-        """Return a value in Redis that `get` would serve; None if there is none."""
-        await self._reads.caught_up(wire, ref)
-        await self._reads.epoch_sync.settled(wire, ref.epoch_names)
-        asked = self._clock()
-        raw = await self._state.client.get(ref.name)
-        if raw is None:
-            return None
-        try:
-            header, tags = await self._off_loop(partial(_checked, raw, self._reads.limit(ref)), raw)
-        except CacheDecodeError as error:
-            self._reads.unreadable(ref, error)
-            return None
-        await self._reads.epoch_sync.settled(wire, ref.epoch_names, tags)
-        now, negative = self._clock(), bool(header.flags & envelope.NEGATIVE)
-        record = Record(None, None, len(raw), header.version, header.epoch, tags, header.cost, negative)
-        left = wire.time.end(header.fresh_until, header.life, now) - now
-        # A stale value has no time left, and a remembered error is not a value.
-        if negative or settled_verdict(self._state, ref, record, left, wire, asked) is not Verdict.FRESH:
-            return None
-        return _Stored(raw, header.fresh_until, header.life)
-
     async def _replace(self, wire: "Connection", ref: KeyRef, ttl: float) -> bool:
         # The envelope has the end of the value, so the value is written again. If another write comes in between, that
         # write wins, and the next attempt reads its value.
         for _ in range(_REPLACEMENTS):
-            stored = await self._stored(wire, ref)
+            stored = await stored_value(self._writes, wire, ref)
             if stored is None:
                 return False
             raw, fresh_until = stored.raw, wire.time.at(self._clock()) + int(ttl * MICROSECONDS)
             version = new_version()
             renew = partial(envelope.renewed, raw, version=version, fresh_until=fresh_until, life=ttl)
-            again = await self._writes.off_loop(renew, len(raw), _COPY_HERE)
+            again = await self._writes.off_loop(renew, len(raw), COPY_HERE)
             before, life = raw[: envelope.HEADER_BYTES], milliseconds(ttl + ref.freshness.grace)
             # A read that was queued before would store the old end in memory after this. The entry itself stays until
             # Redis answers: if Redis goes away instead, the entry is the only copy.
@@ -168,18 +131,3 @@ class Lifetimes:
         """Return `replaced`; drop the entry, because Redis has another end or value now. Runs inside the reader."""
         self._memory.invalidate(name)
         return replaced
-
-    async def _off_loop(self, check: partial[tuple[envelope.Header, tuple[str, ...]]], raw: bytes) -> Any:
-        here = _INFLATE_HERE if envelope.is_compressed(raw) else _COPY_HERE
-        return await self._writes.off_loop(check, len(raw), here)
-
-
-def _checked(raw: bytes, limit: int) -> tuple[envelope.Header, tuple[str, ...]]:
-    """Return the header and tags of a stored value that can be read in full.
-
-    :raises CacheDecodeError: if the value cannot be read.
-    """
-    header = envelope.read_header(raw)
-    tags, _ = envelope.read_tags(raw, header)
-    envelope.open_payload(raw, header, limit)
-    return header, tags

@@ -53,19 +53,22 @@ class LocalWrites:
         self, wire: "Connection", ref: KeyRef, record: Record, ttl: float, overtaken: Callable[[], bool]
     ) -> bool:
         """Keep an object that a caller sets; return whether it is kept."""
+        trust = await self.standing(wire, ref, record.tags)
+        record = record._replace(epoch=self._state.epochs.highest)
+        return self._keep(ref, record, ttl, overtaken, trust, supersedes=True)
+
+    async def standing(self, wire: "Connection", ref: KeyRef, tags: tuple[str, ...]) -> Trust | None:
+        """Return the trust for an object that a caller sets now; None if Redis cannot be asked."""
         state = self._state
         state.local_namespaces.add(str(ref.namespace))
-        trust: Trust | None = None
         try:
             await wire.renew()
             sent = state.clock()
-            await self._reads.epoch_sync.settled(wire, ref.epoch_names, record.tags)
+            await self._reads.epoch_sync.settled(wire, ref.epoch_names, tags)
         except CacheUnavailableError as error:
             self._reads.failed(ref, error)
-        else:
-            trust = self._trust(wire, ref, record.tags, sent)
-        record = record._replace(epoch=state.epochs.highest)
-        return self._keep(ref, record, ttl, overtaken, trust, supersedes=True)
+            return None
+        return self._trust(wire, ref, tags, sent)
 
     async def fill(self, ref: KeyRef, record: Record, ttl: float, fence: Fence) -> bool | CacheUnavailableError:
         """Keep a loaded object unless it was invalidated since; return whether it is kept.

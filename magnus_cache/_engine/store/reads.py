@@ -46,6 +46,8 @@ from magnus_cache.errors import CacheDecodeError, CacheError, CacheUnavailableEr
 from magnus_cache.freshness import NO_POLICY, early_by
 
 if TYPE_CHECKING:
+    from magnus_cache._engine.coherence.epoch_names import EpochNames
+    from magnus_cache._engine.coherence.known_epochs import KnownEpochs
     from magnus_cache._engine.redis.client import Comparison
     from magnus_cache._engine.redis.exchange import Connection, Waiter
 
@@ -61,6 +63,11 @@ _TINY: Final = 512
 _Answer: TypeAlias = "tuple[Connection, float, int]"
 """Where an answer came from, the monotonic second when its request left, and the memory's generation from before the
 answer was looked at."""
+
+
+def _has_epochs(known: "KnownEpochs", names: "EpochNames") -> bool:
+    """Return whether the epochs of plain values are known, and not for a limited time: then `prepare` does nothing."""
+    return names.ready in known.ready and known.deadline == _FOREVER and not known.lent
 
 
 class Reads(Fallback):
@@ -125,7 +132,8 @@ class Reads(Fallback):
                     source = self._for_large(ref.name) or connection
                 if again:
                     return await self.again.read(source, ref, tags)
-                self.epoch_sync.prepare(source, ref.epoch_names, tags)
+                if tags or not _has_epochs(source.known, ref.epoch_names):
+                    self.epoch_sync.prepare(source, ref.epoch_names, tags)
                 waiter, placeholder = self.request(source, ref, here)
                 try:
                     return await waiter
@@ -172,10 +180,7 @@ class Reads(Fallback):
         """
         names = ref.epoch_names
         connection = (self._connection if names.value_bytes < LARGE_BYTES else self._for_large)(ref.name)
-        if connection is None or not connection.up:
-            return None
-        known = connection.known
-        if names.ready not in known.ready or known.deadline != _FOREVER:
+        if connection is None or not connection.up or not _has_epochs(connection.known, names):
             return None
         # Not `create_future`, which is one call more.
         waiter: asyncio.Future[bytes | Entry | None] = Future(loop=connection.loop)

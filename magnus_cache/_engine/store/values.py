@@ -239,14 +239,16 @@ class Coding:
 
         :raises CacheValueTooLargeError: as `check_size` does.
         """
-        limit = self.limit(ref)
-        if len(payload) > limit:
-            raise CacheValueTooLargeError(ref.namespace, len(payload), limit)
+        limit, size = self.limit(ref), len(payload)
+        if size > limit:
+            raise CacheValueTooLargeError(ref.namespace, size, limit)
+        if size <= codec.SMALL_BYTES:
+            return
         try:
             yield from codec.size_steps(payload, limit)
         except CacheDecodeError:
             # Refused here, because every later read would fail.
-            raise CacheValueTooLargeError(ref.namespace, len(payload), limit, decoded=True) from None
+            raise CacheValueTooLargeError(ref.namespace, size, limit, decoded=True) from None
 
     def limit(self, ref: KeyRef) -> int:
         """Return the most bytes that a payload in this namespace may have."""

@@ -11,7 +11,7 @@ import weakref
 from collections.abc import Awaitable, Callable, Generator, Sequence
 from functools import partial
 from random import random
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from anyio import CapacityLimiter, to_thread
 
@@ -22,14 +22,13 @@ from magnus_cache._engine.coherence.trust import Trust, UnsharedTrust
 from magnus_cache._engine.coordination.generations import OfflineTrust
 from magnus_cache._engine.coordination.leases import Fence
 from magnus_cache._engine.memory.footprint import footprint, has_room, payload_kept
-from magnus_cache._engine.memory.placeholder import Placeholder
-from magnus_cache._engine.redis.retries import ask_twice
 from magnus_cache._engine.runtime.clock import MICROSECONDS
 from magnus_cache._engine.runtime.observers import CacheEvent, FillRefused, Stored, WriteRefused
 from magnus_cache._engine.runtime.turns import at_once, in_turns
 from magnus_cache._engine.store.judge import judge
 from magnus_cache._engine.store.local_values import tagged
 from magnus_cache._engine.store.local_writes import LocalWrites
+from magnus_cache._engine.store.orders import Order, Sent
 from magnus_cache._engine.store.reads import Reads
 from magnus_cache._engine.store.records import KeyRef, Record
 from magnus_cache.errors import CacheUnavailableError
@@ -42,9 +41,6 @@ __all__ = ["NOT_STORED", "SAMPLED", "Writes", "milliseconds"]
 
 T = TypeVar("T")
 
-_Send = Callable[[bytes, int, "Callable[[bool, Connection, float], bool]"], Awaitable[bool]]
-"""Stores a value, given its bytes, their life in milliseconds, and the receiver of the answer."""
-
 _COMPRESS_HERE: Final = 32_768
 """Bytes that are compressed on the event loop itself: about a millisecond."""
 
@@ -54,27 +50,11 @@ _COMPRESSING: Final = 2
 NOT_STORED: Final = "not stored"
 """What is recorded of a loaded value that is returned to its callers only."""
 
+_MUTABLE: Final = frozenset({dict, list})
+"""The types of most values that are not immutable."""
+
 SAMPLED: Final = 3.0
 """Seconds for which an estimate of Redis' clock is exact enough for a write."""
-
-
-class _Order(NamedTuple):
-    """How a value is stored.
-
-    :ivar send: stores it.
-    :ivar since: the moment (see `Epochs.moment`) when the write, or the load of the value, began.
-    """
-
-    send: _Send
-    since: int
-
-
-class _Sent(NamedTuple):
-    ref: KeyRef
-    placeholder: Placeholder | None
-    record: Record
-    times: tuple[int, float]  # its fresh-until in Redis' time, and its life in seconds
-    since: int  # see `_Order`
 
 
 class Writes:
@@ -129,7 +109,7 @@ class Writes:
             nonlocal record
             await self.reads.epoch_sync.settled(wire, ref.epoch_names, tags)
             record = record._replace(epoch=self.state.epochs.highest)
-            await self._send(wire, ref, record, payload, ttl, _Order(partial(self.state.client.store, ref.name), since))
+            await self._send(wire, ref, record, payload, ttl, Order(partial(self.state.client.store, ref.name), since))
 
         try:
             try:
@@ -186,7 +166,9 @@ class Writes:
         """Store a loaded value, as `fill` does."""
         if record.epoch != fence.epoch:
             record = record._replace(epoch=fence.epoch)
-        tags, ttl = record.tags, lifetime(ttl, ref.freshness.jitter, random)
+        tags, jitter = record.tags, ref.freshness.jitter
+        if jitter:
+            ttl = lifetime(ttl, jitter, random)
         lease, wire = fence.lease, self.state.client.connection(ref.name)  # the lease's loop may have been replaced
 
         def overtaken() -> bool:
@@ -203,8 +185,16 @@ class Writes:
             return await self._keep_loaded(ref, record, ttl, overtaken, fence, outcome if outcome.refused else None)
         try:
             self.reads.epoch_sync.prepare(wire, ref.epoch_names, tags)
-            order = _Order(partial(self.state.client.fill, ref.name, lease.token), fence.since)
-            stored = await ask_twice(lambda: self._send(wire, ref, record, payload, ttl, order))
+            order = Order(partial(self.state.client.fill, ref.name, lease.token), fence.since)
+            stored: bool | None = None
+            try:
+                stored = await self._send(wire, ref, record, payload, ttl, order)
+            except CacheUnavailableError as error:
+                # As `ask_twice` does it, without a coroutine around each fill.
+                if error.reason != "lost":
+                    raise
+            if stored is None:
+                stored = await self._send(wire, ref, record, payload, ttl, order)
         except CacheUnavailableError as error:
             self.reads.failed(ref, error)
             if fence.fresh:
@@ -235,7 +225,7 @@ class Writes:
         if ref.namespace.local:
             return self.local.record(value, tags)
         version = new_version()
-        immutable = codec.is_immutable(value)
+        immutable = type(value) not in _MUTABLE and codec.is_immutable(value)
         if immutable or ref.namespace.share:
             # A copy unless the value is immutable: the caller may keep changing its own object.
             large = len(payload) >= codec.LARGE and not immutable
@@ -248,7 +238,7 @@ class Writes:
 
     async def _send(
         self, wire: "Connection", ref: KeyRef, record: Record, payload: bytes, ttl: float,
-        order: _Order,
+        order: Order,
     ) -> bool:  # fmt: skip
         """Return whether Redis stored a value; if so, keep the value in memory unless its key was touched meanwhile.
 
@@ -273,13 +263,14 @@ class Writes:
         # Once more, right before the command is queued: a read that this process queued earlier would store the old
         # value in memory after the write, and Redis does not announce our own writes to us.
         self._memory.invalidate(ref.name)
-        placeholder = self.reads.expect(ref)
-        receive = partial(self._stored, _Sent(ref, placeholder, record, (fresh_until, ttl), order.since))
+        placeholder = self._memory.reserve(ref.name) if ref.namespace.l1 else None
+        receive = partial(self._stored, Sent(ref, placeholder, record, (fresh_until, ttl), order.since))
         life = ttl if record.negative else ttl + ref.freshness.grace
         try:
             stored: bool = await order.send(raw, milliseconds(life), receive)
         finally:
-            self.reads.settle(placeholder)
+            if placeholder is not None:
+                self._memory.release(placeholder)
         if stored and wire.time.steps != steps:
             # The answer shows that the server's clock was set meanwhile, so the end in the envelope is wrong.
             fresh_until = wire.time.at(self._clock()) + int(ttl * MICROSECONDS)
@@ -303,11 +294,12 @@ class Writes:
         limiter = self._limiters.setdefault(loop, CapacityLimiter(_COMPRESSING))
         return await to_thread.run_sync(work, limiter=limiter)
 
-    def _stored(self, write: "_Sent", stored: bool, source: "Connection", sent: float) -> bool:
+    def _stored(self, write: "Sent", stored: bool, source: "Connection", sent: float) -> bool:
         """Return `stored`; keep a stored value in memory unless its key was touched. Runs inside the reader."""
         ref, placeholder, record, times, since = write
         epochs = self.state.epochs
-        known, kept = self.reads.tag_state(ref, record.tags), False
+        # As `tag_state` does it.
+        known, kept = (self._memory.generation, epochs.stamps(record.tags, ref.epoch_names)), False
         # By the newest estimate of Redis' clock.
         deadline = source.time.end(*times, sent)
         # In this order, see `judge`. What waits in the outbox is older than this value, or has voided the placeholder;
@@ -337,6 +329,13 @@ class Writes:
         ref.counters.refused += 1
         self._tell(WriteRefused, ref, error.reason)
         self.state.notices.warn(f"refused:{error.reason}", f"{error}; the value stays in this process for now")
+
+    def void_loads(self, ref: KeyRef) -> None:
+        """Void the loads of a value that is written: they began before."""
+        self.state.flights.detach(ref.name)
+        self.state.leases.invalidated_many((ref.name,))
+        # Again, as for every invalidation: a load may have begun in between.
+        self.state.flights.detach(ref.name)
 
     def unsure(self, names: Sequence[bytes]) -> int:
         """Record removals or overwrites that Redis may not have, and void all loads of these values.

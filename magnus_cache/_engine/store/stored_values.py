@@ -1,0 +1,92 @@
+"""What Redis has of one key, read directly and judged as `get` judges it."""
+
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from magnus_cache._engine.codec import envelope
+from magnus_cache._engine.store.judge import Verdict, settled_verdict
+from magnus_cache._engine.store.records import KeyRef, Record
+from magnus_cache._engine.store.writes import Writes
+from magnus_cache.errors import CacheDecodeError
+
+if TYPE_CHECKING:
+    from magnus_cache._engine.redis.exchange import Connection
+
+__all__ = ["COPY_HERE", "Judged", "StoredValue", "judged", "stored_value"]
+
+_INFLATE_HERE: Final = 4_096
+"""Compressed bytes that are decompressed on the event loop: the result is at most a thousand times as large."""
+
+COPY_HERE: Final = 1_048_576
+"""Plain bytes that are checked or copied on the event loop: about a millisecond."""
+
+
+class StoredValue(NamedTuple):
+    """A value in Redis that `get` would serve."""
+
+    raw: bytes
+    payload: bytes
+    fresh_until: int
+    life: float
+    """Seconds from when the value was stored to its end, as its header has them."""
+    epoch: int
+    tags: tuple[str, ...]
+
+
+class Judged(NamedTuple):
+    """The verdict on what Redis has."""
+
+    value: StoredValue | None
+    """None unless `get` would serve it fresh."""
+    invalidated: bool = False
+    """Whether it was invalidated, whatever its end."""
+
+
+_NOTHING: Final = Judged(None)
+
+
+async def stored_value(writes: Writes, wire: "Connection", ref: KeyRef) -> StoredValue | None:
+    """Return the value that `get` would serve from Redis; None if there is none.
+
+    :raises CacheUnavailableError: when Redis does not answer, or refuses.
+    """
+    await writes.reads.caught_up(wire, ref)
+    await writes.reads.epoch_sync.settled(wire, ref.epoch_names)
+    asked = writes.state.clock()
+    raw = await writes.state.client.get(ref.name)
+    return None if raw is None else (await judged(writes, wire, ref, raw, asked)).value
+
+
+async def judged(writes: Writes, wire: "Connection", ref: KeyRef, raw: bytes, asked: float) -> Judged:
+    """Return the verdict on bytes that Redis has.
+
+    :param asked: the monotonic second when Redis was asked for them, or later.
+    :raises CacheUnavailableError: when the epochs of the value cannot be read.
+    """
+    reads, clock = writes.reads, writes.state.clock
+    try:
+        check = partial(_checked, raw, reads.limit(ref))
+        here = _INFLATE_HERE if envelope.is_compressed(raw) else COPY_HERE
+        header, tags, payload = await writes.off_loop(check, len(raw), here)
+    except CacheDecodeError as error:
+        reads.unreadable(ref, error)
+        return _NOTHING
+    await reads.epoch_sync.settled(wire, ref.epoch_names, tags)
+    now, negative = clock(), bool(header.flags & envelope.NEGATIVE)
+    record = Record(None, None, len(raw), header.version, header.epoch, tags, header.cost, negative)
+    left = wire.time.end(header.fresh_until, header.life, now) - now
+    found = settled_verdict(writes.state, ref, record, left, wire, asked)
+    # A stale value has no time left, and a remembered error is not a value.
+    if negative or found is not Verdict.FRESH:
+        return Judged(None, found.is_invalidated)
+    return Judged(StoredValue(raw, payload, header.fresh_until, header.life, header.epoch, tags))
+
+
+def _checked(raw: bytes, limit: int) -> tuple[envelope.Header, tuple[str, ...], Any]:
+    """Return the header, the tags and the payload of a stored value that can be read in full.
+
+    :raises CacheDecodeError: if the value cannot be read.
+    """
+    header = envelope.read_header(raw)
+    tags, _ = envelope.read_tags(raw, header)
+    return header, tags, envelope.open_payload(raw, header, limit)

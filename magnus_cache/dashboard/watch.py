@@ -1,0 +1,126 @@
+"""The figures of a fleet, as a page shows them: looked up now and then, and kept while Redis is away."""
+
+import threading
+from collections.abc import Sequence
+from typing import Final, NamedTuple
+
+from magnus_cache import CacheManager, CacheStats, FleetProcess, Health
+from magnus_cache._engine.runtime.clock import monotonic
+
+__all__ = ["MINUTES", "Outage", "View", "Watch"]
+
+MINUTES: Final = 120
+_SHARE: Final = 4
+"""A look takes at most a quarter of the time: the sums of a fleet with many functions are large."""
+
+_OUTAGES: Final = 50
+
+
+class Outage(NamedTuple):
+    """A time in which this process did not reach Redis."""
+
+    reason: str
+    seconds: float
+    """How long it took, or has taken up to now."""
+    ago: float
+    """Seconds since it ended; 0 while it lasts."""
+
+
+class View(NamedTuple):
+    """What is known of a fleet."""
+
+    figures: CacheStats | None
+    """Those of `get_stats`; None before the first ones."""
+    minutes: Sequence[CacheStats]
+    processes: Sequence[FleetProcess]
+    age: float
+    """Seconds since these figures were looked up."""
+    health: Health
+    problem: str | None
+    """Why there are no newer figures; None if these are the newest."""
+    outages: Sequence[Outage]
+    """Those that were seen while the fleet was watched, the latest first."""
+    alone: bool
+    """Whether the cache has no Redis, and the figures are those of one process."""
+
+    @property
+    def empty(self) -> bool:
+        """Whether no process has published anything."""
+        figures = self.figures
+        return figures is not None and not self.processes and not figures["total_requests"] and not figures["processes"]
+
+
+class Watch:
+    """Looks at a fleet through one of its caches, for any number of pages at a time. Thread-safe.
+
+    :param every: seconds between two looks.
+    """
+
+    def __init__(self, cache: CacheManager, every: float) -> None:
+        self._cache = cache
+        self._every = every
+        self._lock = threading.Lock()
+        self._next = self._at = 0.0
+        self._health: Health | None = None
+        self._figures: CacheStats | None = None
+        self._minutes: Sequence[CacheStats] = ()
+        self._processes: Sequence[FleetProcess] = ()
+        self._problem: str | None = None
+        self._away: tuple[str, float] | None = None
+        """Why Redis is away, and since when."""
+        self._outages: list[tuple[str, float, float]] = []
+
+    def look(self) -> View:
+        """Return the newest figures, and look for newer ones first if that is due."""
+        with self._lock:
+            now = monotonic()
+            if self._health is None or now >= self._next:
+                health = self._asked()
+                self._next = monotonic() + max(self._every * 0.9, _SHARE * (monotonic() - now))
+                now = monotonic()
+            else:
+                health = self._health
+            outages = [Outage(reason, end - start, now - end) for reason, start, end in reversed(self._outages)]
+            if self._away is not None:
+                outages.insert(0, Outage(self._away[0], now - self._away[1], 0.0))
+            return View(
+                self._figures, self._minutes, self._processes, now - self._at, health, self._problem, outages,
+                self._alone,
+            )  # fmt: skip
+
+    def expire(self) -> None:
+        """Have the next look ask Redis, as after a clear."""
+        with self._lock:
+            self._next = 0.0
+
+    @property
+    def _alone(self) -> bool:
+        return self._cache._state.endpoint is None
+
+    def _asked(self) -> Health:
+        health = self._health = self._cache.ping()
+        if self._alone:
+            self._figures, self._at = self._cache.get_stats("fleet"), monotonic()
+            return health
+        is_there = bool(health) or any(health.nodes)
+        self._note(None if is_there else str(health.reason))
+        if not is_there:
+            self._problem = str(health.reason)
+            return health
+        figures = self._cache.get_stats("fleet")
+        minutes = self._cache.get_history(MINUTES)
+        # A cache that cannot read the sums of the fleet returns its own figures, which have a breaker.
+        if "breaker" in figures or not minutes:
+            self._problem = str(health.reason or "the statistics of the fleet cannot be read")
+            return health
+        self._figures, self._minutes, self._processes = figures, minutes, self._cache.get_processes()
+        self._problem, self._at = None, monotonic()
+        return health
+
+    def _note(self, reason: str | None) -> None:
+        now = monotonic()
+        if reason is None and self._away is not None:
+            self._outages = [*self._outages[1 - _OUTAGES :], (*self._away, now)]
+            self._away = None
+        elif reason is not None and self._away is None:
+            self._away = (reason, now)

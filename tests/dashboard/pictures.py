@@ -1,0 +1,118 @@
+"""``python -m tests.dashboard.pictures``: the pictures of the documentation, of a real dashboard and a real Redis."""
+
+import io
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+from magnus_cache import CacheManager
+from magnus_cache.embedded import EmbeddedServer
+from tests.support.dashboards import browser, busy_history, dashboard
+from tests.support.programs import ROOT
+from tests.support.wait import wait_until
+
+FOLDER: Final = ROOT / ".docs" / "pictures"
+WIDE: Final = {"width": 1180, "height": 930}
+NARROW: Final = {"width": 390, "height": 1180}
+_PROCESSES: Final = 4
+
+_WORKER: Final = """
+import sys
+from magnus_cache import CacheManager
+with CacheManager(redis_url=sys.argv[1], stats_interval=0.5) as cache:
+    for number in range(300):
+        cache.get_or_set("portfolio", number, lambda: {"cash": 1000.0 + number, "positions": ["AAPL", "MSFT"] * 40})
+    print("ready", flush=True)
+    # They are in use as long as the pictures are taken.
+    while not sys.stdin.closed and sys.stdin.readline():
+        cache.get("portfolio", 1)
+"""
+
+
+@contextmanager
+def processes(url: str) -> Iterator[list["subprocess.Popen[str]"]]:
+    """Run some processes that have used the cache."""
+    command = [sys.executable, "-c", _WORKER, url]
+    workers = [
+        subprocess.Popen(command, cwd=ROOT, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        for _ in range(_PROCESSES)
+    ]
+    try:
+        for worker in workers:
+            assert worker.stdout is not None
+            assert worker.stdout.readline() == "ready\n"
+        yield workers
+    finally:
+        for worker in workers:
+            worker.communicate()
+
+
+def use(workers: list["subprocess.Popen[str]"]) -> None:
+    """Have each process use its cache once, so that it reports."""
+    for worker in workers:
+        assert worker.stdin is not None
+        worker.stdin.write("\n")
+        worker.stdin.flush()
+
+
+def shown(page: Any, text: str | re.Pattern[str]) -> None:
+    """Return once a page shows a text and all of its charts and tables."""
+    page.get_by_text(text).first.wait_for()
+    page.wait_for_function(
+        "() => !document.querySelector('[data-testid=stSkeleton]')"
+        " && [...document.querySelectorAll('[data-testid=stVegaLiteChart]')]"
+        ".every(one => one.querySelector('canvas, svg'))"
+    )
+    # What has just been drawn may still be fading in.
+    page.wait_for_timeout(1_500)
+
+
+def save(page: Any, name: str) -> None:
+    """Save a picture of a page, as a small file."""
+    from PIL import Image
+
+    with Image.open(io.BytesIO(page.screenshot())) as picture:
+        small = picture.convert("RGB").quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+        small.save(FOLDER / f"{name}.png", optimize=True)
+
+
+def main() -> None:
+    FOLDER.mkdir(exist_ok=True)
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        EmbeddedServer() as server,
+        CacheManager(redis_url=server.url) as cache,
+        dashboard(Path(folder), "--url", server.url) as address,
+        browser() as chromium,
+    ):
+        page = chromium.new_page(viewport=WIDE)
+        page.goto(address)
+        shown(page, "No process of this fleet has reported yet")
+        save(page, "empty")
+        busy_history(cache, ahead=4)
+        with processes(server.url) as workers:
+            dark = chromium.new_page(viewport=WIDE, color_scheme="dark")
+            narrow = chromium.new_page(viewport=NARROW)
+            for name, other in (("busy", page), ("dark", dark), ("narrow", narrow)):
+                if other is not page:
+                    other.goto(address)
+                use(workers)
+                wait_until(lambda: len(cache.get_processes()) == _PROCESSES)
+                shown(other, re.compile(r"1\.\d\d M"))
+                save(other, name)
+            server.stop()
+            shown(page, "Redis is away")
+            page.get_by_text(re.compile(r"Redis is away for 1\d s")).first.wait_for()
+            save(page, "away")
+            server.start()
+    for path in sorted(FOLDER.glob("*.png")):
+        print(f"{path.relative_to(ROOT)}: {path.stat().st_size / 1000:.0f} kB")
+
+
+if __name__ == "__main__":
+    main()
