@@ -218,8 +218,8 @@ class NodeReplayer(Replayer):
             self._notices.warn(
                 "replay", f"{refusals[0]}. Values that were invalidated meanwhile are not read from Redis"
             )
-        # A node that is back begins a round. But a request may fail although its node was not away, as when a connection
-        # is replaced by another one that was there before.
+        # A node that is back begins a round. But a request may fail although its node was not away, as when another
+        # connection to it takes the place of the first one.
         rounds.again = connection.loop.call_later(PAUSE if refusals else _LATER, self.begin, connection)
         raise errors[0].again()
 
