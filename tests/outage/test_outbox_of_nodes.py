@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from magnus_cache import AsyncCacheManager
+from magnus_cache._engine.coordination import node_replay
 from magnus_cache._engine.outage.outbox import Outbox, Pending
 from magnus_cache._engine.redis.partly_issued import PartlyIssuedError
 from magnus_cache.errors import CacheUnavailableError
@@ -160,6 +161,27 @@ async def test_invariant_2_a_tag_is_invalidated_while_no_epoch_can_be_issued_and
             three.resume(stays)
         await storing
         assert await _load(cache, key, lambda: "new") == "new"
+
+
+async def test_invariant_7_a_round_that_fails_is_repeated_although_no_node_was_away(
+    three: EmbeddedCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(node_replay, "_LATER", 0.05)
+    async with cache_of(three) as cache:
+        state = state_of(cache)
+        assert await _load(cache, "k", lambda: "old") == "old"
+        issued, failures = state.client.issued, [CacheUnavailableError("lost", "the connection was replaced")] * 2
+
+        async def replaced(known: int) -> Any:
+            if failures:
+                raise failures.pop()
+            return await issued(known)
+
+        monkeypatch.setattr(state.client, "issued", replaced)
+        state.record_missed(lambda outbox: outbox.record_tags([state.epochs.tag_name("tag")]))
+        await settled(cache)
+        assert not failures
+        assert await _load(cache, "k", lambda: "new") == "new"
 
 
 # -- the outbox by itself -------------------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 A name is removed by its owner. The epoch of a namespace or a tag is issued once, by the clock, and then raised in each
 of the 64 groups; see `Outbox` for what that means for readers. A round asks all nodes at the same time. What a node
 that is away would have to do stays in the outbox, and the next round begins when a node is back, when slots have moved,
-or, if a node refuses, after a pause.
+or after a pause.
 
 The races that this excludes
 ----------------------------
@@ -207,7 +207,7 @@ class NodeReplayer(Replayer):
                 return
 
     def _give_up(self, connection: "Connection", errors: Sequence[CacheUnavailableError]) -> None:
-        """Try again after a pause if a node refuses.
+        """Try again after a pause, which is shorter if a node refuses.
 
         :raises CacheUnavailableError: the first of the errors.
         """
@@ -218,7 +218,9 @@ class NodeReplayer(Replayer):
             self._notices.warn(
                 "replay", f"{refusals[0]}. Values that were invalidated meanwhile are not read from Redis"
             )
-            rounds.again = connection.loop.call_later(PAUSE, self.begin, connection)
+        # A node that is back begins a round. But a request may fail although its node was not away, as when another
+        # connection to it takes the place of the first one.
+        rounds.again = connection.loop.call_later(PAUSE if refusals else _LATER, self.begin, connection)
         raise errors[0].again()
 
     async def _round(self, missed: Pending) -> tuple[list[CacheUnavailableError], bool]:
@@ -350,6 +352,9 @@ def _pending(scopes: Iterable[_Scope]) -> Pending:
         (records.prefixes if scope.kind == "prefixes" else records.tags)[scope.name] = scope.position
     return records
 
+
+_LATER: Final = 5.0
+"""Seconds after which a round is repeated if nothing else begins one before."""
 
 _TEMPORARY: Final = frozenset({"overloaded", "clusterdown", "oom", "readonly", "error", "protocol"})
 """Reasons after which nothing tells when another attempt may succeed."""
