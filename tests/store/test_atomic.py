@@ -275,6 +275,26 @@ async def test_invariant_2_a_load_that_is_overtaken_is_not_stored(
         assert await loading.get("t", "k") == 9
 
 
+@pytest.mark.anyio
+async def test_an_add_that_stores_nothing_disturbs_no_load(pair: Pair) -> None:
+    one, other = pair
+    await one.set("t", "k", 1)
+    began, proceed = asyncio.Event(), asyncio.Event()
+
+    async def load() -> int:
+        began.set()
+        await proceed.wait()
+        return 2
+
+    with one.bypass():
+        first = asyncio.ensure_future(one.get_or_set("t", "k", load))
+        await began.wait()
+    assert await other.add("t", "k", 3) is False
+    proceed.set()
+    assert await first == 2
+    await wait_until_answered(lambda: _is(other, 2))
+
+
 # -- lost answers -----------------------------------------------------------------------------------------------
 
 
