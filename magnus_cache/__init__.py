@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from magnus_cache._engine.coordination.health import Health, NodeHealth
     from magnus_cache._engine.flights.context import NOT_MODIFIED, CurrentLoad, current_load
     from magnus_cache._engine.policy.namespaces import (
+        TTL_FOREVER,
         TTL_LONG,
         TTL_MEDIUM,
         TTL_REALTIME,
@@ -81,6 +82,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "NOT_MODIFIED",
+    "TTL_FOREVER",
     "TTL_LONG",
     "TTL_MEDIUM",
     "TTL_REALTIME",
@@ -214,6 +216,7 @@ _HOMES: Final = {
         "get_cache_manager",
     ),
     "_engine.policy.namespaces": (
+        "TTL_FOREVER",
         "TTL_LONG",
         "TTL_MEDIUM",
         "TTL_REALTIME",

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from magnus_cache import AsyncCacheManager, CacheManager, CacheNamespaces, Namespace
+from magnus_cache import TTL_FOREVER, AsyncCacheManager, CacheManager, CacheNamespaces, Namespace
 from magnus_cache.embedded import EmbeddedServer, find_valkey
 from magnus_cache.errors import CacheArgumentError, CacheEncodeError, CacheTypeError
 from magnus_cache.testing import EmbeddedCluster, EmbeddedSentinels
@@ -456,3 +456,22 @@ def test_objects_of_a_local_namespace_in_one_step(store: Any) -> None:
     assert [store.incr(local, "n"), store.incr(local, "n", 5), store.get(local, "n")] == [1, 6, 6]
     store.clear(local)
     assert [store.incr(local, "n"), store.add(local, "k", other)] == [1, True]
+
+
+def test_what_skip_if_names_is_returned_and_not_stored(store: Any) -> None:
+    assert store.get_or_set("t", "k", lambda: None, skip_if=lambda value: value is None) is None
+    assert store.contains("t", "k") is False
+    assert store.get_or_set("t", "k", lambda: 1, skip_if=lambda value: value is None) == 1
+    assert store.contains("t", "k") is True
+    loaded = store.get_or_set_many("t", ["a", "b"], lambda _: {"a": 1, "b": None}, skip_if=lambda value: value is None)
+    assert loaded == {"a": 1, "b": None}
+    assert store.get_many("t", ["a", "b"]) == {"a": 1}
+    with pytest.raises(CacheTypeError, match="skip_if"):
+        store.get_or_set("t", "other", lambda: 1, skip_if=3)
+
+
+def test_a_value_that_does_not_expire(store: Any) -> None:
+    store.set("t", "k", 1, ttl=TTL_FOREVER)
+    assert store.incr("t", "n", ttl=TTL_FOREVER) == 1
+    assert [store.get("t", "k"), store.incr("t", "n")] == [1, 2]
+    assert store.ttl("t", "k") > 99 * 365 * 86_400

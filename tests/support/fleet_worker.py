@@ -102,6 +102,24 @@ class Worker:
             return await self.in_thread(lambda: getattr(self._sync, method)(*arguments, **options))
         return await getattr(self._cache, method)(*arguments, **options)
 
+    async def count(self, key: str, times: int, how: str) -> list[int]:
+        """Add one to a value many times, by eight tasks or threads at a time; return the numbers that came of it."""
+
+        def one_more(value: int) -> int:
+            return value + 1
+
+        async def some(count: int) -> list[int]:
+            return [
+                await self._cache.incr("t", key) if how == "incr"
+                else await self._cache.update("t", key, one_more, default=0) if how == "update"
+                else await self.in_thread(self._sync.incr, "t", key) if how == "incr_blocking"
+                else await self.in_thread(lambda: self._sync.update("t", key, one_more, default=0))
+                for _ in range(count)
+            ]  # fmt: skip
+
+        parts = await asyncio.gather(*(some(times // 8) for _ in range(8)))
+        return [number for numbers in parts for number in numbers]
+
     async def stats(self) -> dict[str, Any]:
         """Return the figures; as replies come in order with pushes, all that was announced is known by then."""
         return dict(await self._cache.get_stats())

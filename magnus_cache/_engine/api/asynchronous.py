@@ -19,7 +19,15 @@ from magnus_cache._engine.api.warming import ProgressCallback, WarmOptions, Warm
 from magnus_cache._engine.codec import decode
 from magnus_cache._engine.loading.request import BatchLoader, BatchRequest, LoadRequest
 from magnus_cache._engine.policy.modes import Mode
-from magnus_cache._engine.policy.options import AnyLoader, AnyTtl, LoadOptions, check_callable, validate_ttl
+from magnus_cache._engine.policy.options import (
+    AnyLoader,
+    AnyTtl,
+    LoadOptions,
+    SkipIf,
+    check_callable,
+    checked_skip,
+    validate_ttl,
+)
 from magnus_cache._engine.policy.tags import AnyTags, TagRule, check_tags
 from magnus_cache._engine.runtime.annotations import readable
 from magnus_cache._engine.runtime.durations import Duration, seconds
@@ -207,16 +215,19 @@ class AsyncCache(AsyncAtomic, AsyncAdministration):
     @overload
     async def get_or_set(
         self, namespace: str, key: Any, loader: Callable[[], Awaitable[T]], ttl: AnyTtl = None, tags: AnyTags = (),
-        strict: bool | None = None, *, returns: Any = None, **freshness: Unpack[FreshnessOptions],
+        strict: bool | None = None, *, skip_if: SkipIf = None, returns: Any = None,
+        **freshness: Unpack[FreshnessOptions],
     ) -> T: ...  # fmt: skip
     @overload
     async def get_or_set(
         self, namespace: str, key: Any, loader: Callable[[], T], ttl: AnyTtl = None, tags: AnyTags = (),
-        strict: bool | None = None, *, returns: Any = None, **freshness: Unpack[FreshnessOptions],
+        strict: bool | None = None, *, skip_if: SkipIf = None, returns: Any = None,
+        **freshness: Unpack[FreshnessOptions],
     ) -> T: ...  # fmt: skip
     async def get_or_set(
         self, namespace: str, key: Any, loader: AnyLoader[T], ttl: AnyTtl = None, tags: AnyTags = (),
-        strict: bool | None = None, *, returns: Any = None, **freshness: Unpack[FreshnessOptions],
+        strict: bool | None = None, *, skip_if: SkipIf = None, returns: Any = None,
+        **freshness: Unpack[FreshnessOptions],
     ) -> T:  # fmt: skip
         """Return the stored value. If there is none, load and store it, once for all callers in the whole fleet.
 
@@ -224,6 +235,7 @@ class AsyncCache(AsyncAtomic, AsyncAdministration):
         :param ttl: a duration, or a function of the value that returns one; None for the namespace's.
         :param tags: names by which the value can be invalidated together with others, or a function of the value that
             returns them.
+        :param skip_if: called with the loaded value; if it returns true, the value is not stored.
         :param returns: the value's type, such as ``list[Quote]``: its classes are registered, see `register_type`.
         :param strict: raise `CacheEncodeError` for a result that cannot be stored, instead of returning it; None for
             the namespace's setting.
@@ -240,7 +252,7 @@ class AsyncCache(AsyncAtomic, AsyncAdministration):
             codec.register_hint(returns, loader)
         ref = self._reads.ref(namespace, key, freshness)
         tag_rule = TagRule(tags)
-        options = LoadOptions(validate_ttl(ttl), tags=tag_rule, strict=strict, function=loader)
+        options = LoadOptions(validate_ttl(ttl), checked_skip(skip_if), tag_rule, strict=strict, function=loader)
         names = tag_rule.of_call({})
         if self._state.mode is Mode.NORMAL:
             entry = self._state.memory.hit(ref.name)
@@ -283,7 +295,7 @@ class AsyncCache(AsyncAtomic, AsyncAdministration):
 
     async def get_or_set_many(
         self, namespace: str, keys: Iterable[Any], batch_loader: BatchLoader, ttl: Duration | None = None,
-        tags: AnyTags = (), *, strict: bool | None = None, returns: Any = None,
+        tags: AnyTags = (), *, skip_if: SkipIf = None, strict: bool | None = None, returns: Any = None,
     ) -> dict[Any, Any]:  # fmt: skip
         """Return the values by key, in the order of `keys`; load the missing ones in one call.
 
@@ -292,6 +304,7 @@ class AsyncCache(AsyncAtomic, AsyncAdministration):
             keys to values. Keys that it omits are omitted from the result; an exception as a value marks that key as
             failed.
         :param tags: names by which each value can be invalidated, or a function of the value that returns them.
+        :param skip_if: called with each loaded value; if it returns true, the value is not stored.
         :param returns: the type of the values, or of the mapping; see `get_or_set`.
         :raises CacheArgumentError: for a namespace, key, loader, ttl or tags that cannot be used.
         :raises CacheBatchError: if some keys could not be loaded. It has the values of the others.
@@ -301,7 +314,7 @@ class AsyncCache(AsyncAtomic, AsyncAdministration):
         if returns is not None:
             codec.register_hint(returns, batch_loader)
         life = None if ttl is None else seconds(ttl)
-        options = LoadOptions(life, tags=TagRule(tags), strict=strict, function=batch_loader)
+        options = LoadOptions(life, checked_skip(skip_if), TagRule(tags), strict=strict, function=batch_loader)
         locate = locator(self._engine, namespace, options)
         return await load_many(self._engine, BatchRequest(as_list(keys, "keys"), locate, batch_loader, options))
 

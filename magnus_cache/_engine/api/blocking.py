@@ -24,7 +24,15 @@ from magnus_cache._engine.api.warming import ProgressCallback, WarmReport
 from magnus_cache._engine.loading.own_loop import wait_for
 from magnus_cache._engine.loading.request import BatchLoader, BatchRequest, LoadRequest
 from magnus_cache._engine.policy.modes import Mode
-from magnus_cache._engine.policy.options import AnyLoader, AnyTtl, LoadOptions, check_callable, validate_ttl
+from magnus_cache._engine.policy.options import (
+    AnyLoader,
+    AnyTtl,
+    LoadOptions,
+    SkipIf,
+    check_callable,
+    checked_skip,
+    validate_ttl,
+)
 from magnus_cache._engine.policy.tags import AnyTags, TagRule, check_tags
 from magnus_cache._engine.runtime.annotations import readable
 from magnus_cache._engine.runtime.durations import Duration, seconds
@@ -189,16 +197,19 @@ class BlockingCache(BlockingAtomic):
     @overload
     def get_or_set(
         self, namespace: str, key: Any, loader: Callable[[], Awaitable[T]], ttl: AnyTtl = None, tags: AnyTags = (),
-        strict: bool | None = None, *, returns: Any = None, **freshness: Unpack[FreshnessOptions],
+        strict: bool | None = None, *, skip_if: SkipIf = None, returns: Any = None,
+        **freshness: Unpack[FreshnessOptions],
     ) -> T: ...  # fmt: skip
     @overload
     def get_or_set(
         self, namespace: str, key: Any, loader: Callable[[], T], ttl: AnyTtl = None, tags: AnyTags = (),
-        strict: bool | None = None, *, returns: Any = None, **freshness: Unpack[FreshnessOptions],
+        strict: bool | None = None, *, skip_if: SkipIf = None, returns: Any = None,
+        **freshness: Unpack[FreshnessOptions],
     ) -> T: ...  # fmt: skip
     def get_or_set(
         self, namespace: str, key: Any, loader: AnyLoader[T], ttl: AnyTtl = None, tags: AnyTags = (),
-        strict: bool | None = None, *, returns: Any = None, **freshness: Unpack[FreshnessOptions],
+        strict: bool | None = None, *, skip_if: SkipIf = None, returns: Any = None,
+        **freshness: Unpack[FreshnessOptions],
     ) -> T:  # fmt: skip
         """Do what `AsyncCache.get_or_set` does, in blocking code.
 
@@ -211,7 +222,7 @@ class BlockingCache(BlockingAtomic):
             codec.register_hint(returns, loader)
         ref = self._reads.ref(namespace, key, freshness)
         tag_rule = TagRule(tags)
-        options = LoadOptions(validate_ttl(ttl), tags=tag_rule, strict=strict, function=loader)
+        options = LoadOptions(validate_ttl(ttl), checked_skip(skip_if), tag_rule, strict=strict, function=loader)
         if self._state.mode is Mode.NORMAL:
             entry = self._state.memory.hit(ref.name)
             if entry is not None and (value := self._reads.opened(ref, entry)) is not MISS:
@@ -245,7 +256,7 @@ class BlockingCache(BlockingAtomic):
 
     def get_or_set_many(
         self, namespace: str, keys: Iterable[Any], batch_loader: BatchLoader, ttl: Duration | None = None,
-        tags: AnyTags = (), *, strict: bool | None = None, returns: Any = None,
+        tags: AnyTags = (), *, skip_if: SkipIf = None, strict: bool | None = None, returns: Any = None,
     ) -> dict[Any, Any]:  # fmt: skip
         """Do what `AsyncCache.get_or_set_many` does, in blocking code.
 
@@ -258,7 +269,7 @@ class BlockingCache(BlockingAtomic):
         if returns is not None:
             codec.register_hint(returns, batch_loader)
         life = None if ttl is None else seconds(ttl)
-        options = LoadOptions(life, tags=TagRule(tags), strict=strict, function=batch_loader)
+        options = LoadOptions(life, checked_skip(skip_if), TagRule(tags), strict=strict, function=batch_loader)
         locate = locator(self._engine, namespace, options)
         self._state.check_open()
         return load_many_blocking(self._engine, BatchRequest(as_list(keys, "keys"), locate, batch_loader, options))

@@ -20,6 +20,7 @@ from magnus_cache.errors import CacheArgumentError, CacheTypeError
 from magnus_cache.freshness import NO_POLICY, Freshness, FreshnessOptions
 
 __all__ = [
+    "TTL_FOREVER",
     "TTL_LONG",
     "TTL_MEDIUM",
     "TTL_REALTIME",
@@ -43,6 +44,10 @@ TTL_LONG: Final = 3600
 
 TTL_STATIC: Final = 86400
 """Seconds, for values that hardly ever change, such as the list of exchanges."""
+
+TTL_FOREVER: Final = 100 * 365 * 86400
+"""Seconds of a century, the longest TTL, for values that do not expire. They may still be evicted, and end if no
+process uses their namespace for 30 days."""
 
 _MOST_PLAIN_NAMES: Final = 1024
 

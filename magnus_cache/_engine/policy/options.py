@@ -12,7 +12,16 @@ from magnus_cache._engine.runtime.durations import Duration, seconds
 from magnus_cache.errors import CacheArgumentError, CacheTypeError
 from magnus_cache.freshness import FreshnessOptions
 
-__all__ = ["AnyLoader", "AnyTtl", "LoadOptions", "check_callable", "check_mapping", "validate_ttl"]
+__all__ = [
+    "AnyLoader",
+    "AnyTtl",
+    "LoadOptions",
+    "SkipIf",
+    "check_callable",
+    "check_mapping",
+    "checked_skip",
+    "validate_ttl",
+]
 
 T = TypeVar("T")
 
@@ -21,6 +30,10 @@ AnyLoader = Callable[[], T] | Callable[[], Awaitable[T]]
 
 AnyTtl = Duration | Callable[[Any], Duration | None] | None
 """A time to live, or a function of the value that returns one; None for the namespace's."""
+
+
+SkipIf = Callable[[Any], bool] | None
+"""Returns whether not to store a value; None stores every value."""
 
 
 def check_callable(function: object, argument: str) -> None:
@@ -36,6 +49,16 @@ def check_callable(function: object, argument: str) -> None:
         raise CacheTypeError(argument, f"a function or coroutine function is needed, not {type(function).__name__}")
     if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
         raise CacheTypeError(argument, "a generator can be read only once, so it cannot be cached; return a list")
+
+
+def checked_skip(skip_if: SkipIf) -> SkipIf:
+    """Return a caller's `skip_if` for a `LoadOptions`.
+
+    :raises CacheTypeError: naming `skip_if`, if it cannot be called.
+    """
+    if skip_if is not None:
+        check_callable(skip_if, "skip_if")
+    return skip_if
 
 
 def check_mapping(mapping: object) -> None:
