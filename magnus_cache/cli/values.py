@@ -107,7 +107,7 @@ _NOTHING = object()
 
 
 def explain(namespace: _Namespace, key: _Key, url: Url = None, prefix: Prefix = None, json: Json = False) -> None:
-    """Tell what is known of a key: where its value is, how old, why it is a miss, who loads it.
+    """Tell what is known of a key: where its value is, how old, why it is a miss, who loads it, what happened to it.
 
     Exit code 1 for a miss.
     """
