@@ -628,8 +628,14 @@ async def test_invariant_7_a_group_that_is_split_is_not_invalidated(cluster: Emb
         await one.set("t", key, "kept")
         async with cache_of(cluster) as fresh:
             assert await fresh.get("t", key) == "kept"
-        noted = anchor.ask("GET", f"magnus!server{{{anchor_tag(group_of(slot)).decode()}}}")
-        assert {each.partition("=")[0] for each in noted.split(" ")} == {anchor.id, cluster.owner(slot).id}
+        both = {anchor.id, cluster.owner(slot).id}
+
+        async def are_noted() -> bool:
+            noted = anchor.ask("GET", f"magnus!server{{{anchor_tag(group_of(slot)).decode()}}}")
+            return {each.partition("=")[0] for each in noted.split(" ")} == both
+
+        # No call waits for the note.
+        await wait_until_answered(are_noted)
         await asyncio.to_thread(cluster.migrate, [slot], anchor)
         async with cache_of(cluster) as fresh:
             assert await fresh.get("t", key) == "kept"
