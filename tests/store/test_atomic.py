@@ -526,6 +526,7 @@ async def test_a_value_that_changes_all_the_time_is_a_clear_error(
     url: str, place: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(updates, "ATTEMPTS", 5)
+    monkeypatch.setattr(updates, "PATIENCE", 0.0)
     async with AsyncCacheManager(redis_url=url, redis_enabled=place == "redis") as cache:
         calls = 0
 
