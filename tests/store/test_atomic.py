@@ -309,6 +309,11 @@ async def _answer_lost(proxy: Proxy, work: Any) -> Any:
     return await call
 
 
+async def _begun(work: Any, *args: Any) -> Any:
+    """Begin a request only when it is awaited: after the answers are held back."""
+    return await work(*args)
+
+
 async def _ready(cache: AsyncCacheManager) -> None:
     """Return once the next write is one request: its epochs and the server's clock are known."""
     await cache.set("t", "k", 0)
@@ -353,7 +358,7 @@ async def test_an_update_whose_answer_was_lost_is_done_once(
         def swapping(*args: Any) -> Any:
             nonlocal asked
             asked += 1
-            return _answer_lost(proxy, swap(*args)) if asked == 1 else swap(*args)
+            return _answer_lost(proxy, _begun(swap, *args)) if asked == 1 else swap(*args)
 
         monkeypatch.setattr(state_of(cache).client, "swap", swapping)
         assert await cache.update("t", "k", lambda value: value + 1) == 6
@@ -375,7 +380,7 @@ async def test_an_update_whose_answer_was_lost_is_not_made_again_on_what_came_af
             if asked > 1:
                 return await swap(*args)
             try:
-                return await _answer_lost(proxy, swap(*args))
+                return await _answer_lost(proxy, _begun(swap, *args))
             finally:
                 await pair[0].incr("t", "k", 100)
 
@@ -526,6 +531,7 @@ async def test_a_value_that_changes_all_the_time_is_a_clear_error(
     url: str, place: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(updates, "ATTEMPTS", 5)
+    monkeypatch.setattr(updates, "PATIENCE", 0.0)
     async with AsyncCacheManager(redis_url=url, redis_enabled=place == "redis") as cache:
         calls = 0
 

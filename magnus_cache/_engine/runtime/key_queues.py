@@ -12,7 +12,7 @@ from magnus_cache._engine.runtime.forks import on_fork_child
 
 __all__ = ["MOST", "KeyQueues", "Turn"]
 
-MOST: Final = 0.05
+MOST: Final = 0.1
 """Seconds of the longest turn while others wait."""
 
 
@@ -112,6 +112,11 @@ class Turn:
         self._key = key
         self._queue = queue
         self.begun: asyncio.Future[None] = key[0].create_future()
+
+    @property
+    def lasts(self) -> bool:
+        """Whether it has not passed on."""
+        return self._queue.current is self
 
     def end(self) -> None:
         """Let the next caller begin; does nothing for a turn that has passed on already. On its loop only."""

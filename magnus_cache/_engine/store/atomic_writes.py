@@ -54,9 +54,9 @@ ATTEMPTS: Final = 100
 _FIRST_PAUSE: Final = 0.001
 """Seconds, about, before the second repetition; doubled each time."""
 
-_LONGEST_PAUSE: Final = 0.064
+_LONGEST_PAUSE: Final = 0.016
 
-_DOUBLINGS: Final = 6
+_DOUBLINGS: Final = 4
 
 _UNSURE: Final = frozenset({"lost", "timeout", "closed", "protocol"})
 """Reasons after which the server may have executed a command."""

@@ -7,7 +7,7 @@ otherwise a hundred tasks would all read the same value, and ninety-nine would d
 
 import asyncio
 from random import random
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from magnus_cache._engine import codec
 from magnus_cache._engine.codec.envelope import HEADER_BYTES
@@ -25,7 +25,10 @@ from magnus_cache.freshness import lifetime
 if TYPE_CHECKING:
     from magnus_cache._engine.redis.exchange import Connection
 
-__all__ = ["Update"]
+__all__ = ["PATIENCE", "Update"]
+
+PATIENCE: Final = 5.0
+"""Seconds that an update tries at least: a process that pauses may lose more often than those that have just won."""
 
 
 class Update:
@@ -44,6 +47,7 @@ class Update:
         self._ttl = ttl
         self._local = local
         self._tries = 0
+        self._began = writes.state.clock()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._turn: Turn | None = None
         self._found: Found | None = None
@@ -64,9 +68,11 @@ class Update:
         writes, ref = self._writes, self._ref
         self._state.check_open()
         self._loop = asyncio.get_running_loop()
-        if self._tries == ATTEMPTS:
-            raise CacheConflictError("update", ref.namespace, ATTEMPTS)
-        if self._turn is None:
+        now = self._state.clock()
+        if self._tries >= ATTEMPTS and (now - self._began >= PATIENCE or self._tries >= 10 * ATTEMPTS):
+            raise CacheConflictError("update", ref.namespace, self._tries)
+        if self._turn is None or not self._turn.lasts:
+            # Also for another attempt: without turns, more callers are in vain each time.
             self._turn = await writes.queues.turn(ref.name)
         if self._tries > 1:
             await pause(self._tries - 1)
