@@ -18,12 +18,13 @@ import pydantic
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from msgpack import ExtType, Timestamp, packb
+from msgpack import ExtType, Packer, Timestamp, packb
 
 from magnus_cache._engine import codec
 from magnus_cache._engine.codec import decode, encode, is_immutable, register_type
 from magnus_cache._engine.codec.markers import MARK_CODE
 from magnus_cache._engine.codec.values import MAX_DEPTH
+from magnus_cache._engine.runtime.turns import at_once
 from magnus_cache.errors import CacheArgumentError, CacheDecodeError, CacheEncodeError, CacheTypeError
 from tests.support.kinds import damaged, decode_or_refuse
 from tests.support.programs import output_of
@@ -652,5 +653,21 @@ def test_importing_the_codec_imports_no_heavy_library() -> None:
 def test_public_names() -> None:
     steps = ["LARGE", "decode_steps", "encode_steps", "is_heavy", "size_steps"]
     types = ["changed_so_far", "on_replaced", "register_hint", "register_result", "register_type", "renewed"]
-    plans = ["CopyPlan", "MOST_PLANNED_BYTES", "plan_for"]
+    plans = ["CopyPlan", "MOST_PLANNED_BYTES", "SMALL_BYTES", "plan_for"]
     assert sorted(codec.__all__) == sorted([*steps, *types, *plans, "decode", "encode", "is_immutable"])
+
+
+@pytest.mark.parametrize("value", [b"\xde\xdf\xd4", "text", "\N{EURO SIGN}", "\ud800 alone"])
+@pytest.mark.parametrize("size", [codec.LARGE - 1, codec.LARGE, codec.LARGE + 70_000])
+def test_large_bytes_and_texts_are_packed_as_a_packer_packs_them(value: bytes | str, size: int) -> None:
+    """They take no packer, as its buffer would be copied each time that it grows."""
+    large = (value * (size // len(value) + 1))[:size]
+    payload = codec.encode(large)
+    assert payload == Packer(unicode_errors="surrogatepass").pack(large)
+    for found in (codec.decode(payload), at_once(codec.decode_steps(payload)), codec.decode(codec.encode([large]))[0]):
+        assert found == large
+        assert type(found) is type(large)
+    with pytest.raises(CacheDecodeError):
+        codec.decode(payload[:-1])
+    with pytest.raises(CacheDecodeError):
+        codec.decode(payload + b"x")

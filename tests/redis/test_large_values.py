@@ -8,6 +8,8 @@ import pytest
 import redis
 
 from magnus_cache import AsyncCacheManager, CacheClosedError, Namespace
+from magnus_cache._engine.coherence.epochs import LARGE_BYTES
+from magnus_cache._engine.redis import commands, scripts
 from magnus_cache.embedded import EmbeddedServer
 from tests.support.fleet_of_managers import fleet, near
 from tests.support.inside import large_wires_here, large_wires_of
@@ -244,3 +246,24 @@ async def test_invariant_1_a_large_value_that_is_deleted_on_its_way_is_not_kept(
         await apart.arrive()
         assert await reading in (LARGE, None)
         assert await cache.get("t", "k") is None
+
+
+def test_a_command_with_a_large_value_has_the_same_bytes() -> None:
+    words = (b"SET", b"k", b"v" * 70_000, "PX", 5)
+    assert commands.pack_large(*words) == commands.pack(*words)
+    small, large = (commands.store(b"k", b"v" * size, 5).packed for size in (LARGE_BYTES - 1, LARGE_BYTES))
+    assert small.replace(b"$%d" % (LARGE_BYTES - 1), b"$%d" % LARGE_BYTES).replace(b"vv\r", b"vvv\r") == large
+    for size in (0, LARGE_BYTES):
+        command = scripts.fill(b"k", b"token", b"v" * size, 5)
+        assert command.packed.endswith(commands.pack(b"v" * size).split(b"\r\n", 1)[1] + b"$1\r\n5\r\n")
+
+
+async def test_a_large_value_is_sent_in_parts_and_in_order(url: str) -> None:
+    async with AsyncCacheManager(redis_url=url) as cache, AsyncCacheManager(redis_url=url) as other:
+        values = {"a": b"a" * 3_000_000, "b": b"b" * 2_000_000, "c": "small"}
+        await asyncio.gather(*(cache.set("t", key, value) for key, value in values.items()))
+        await asyncio.gather(
+            *(cache.set("t", "last", number) for number in range(20)), cache.set("t", "a", values["a"])
+        )
+        assert await other.get_many("t", values) == values
+        assert await other.get("t", "last") == await cache.get("t", "last")

@@ -238,13 +238,23 @@ def blocked_loops(cache: "Cache | State") -> "Mapping[asyncio.AbstractEventLoop,
 
 def between_check_and_turn(loads: "Loads", then: "Callable[[], object]") -> None:
     """Call a function in each load right after its look for loads that it may not join, before its turn."""
-    before = loads.joining.detach_unjoinable
+    from magnus_cache._engine.flights.callers import JoiningCaller
 
-    def interrupted(*args: Any, **more: Any) -> None:
-        before(*args, **more)
-        then()
+    made = loads.joining.caller
 
-    _put(loads.joining, "detach_unjoinable", interrupted)
+    class Interrupted(JoiningCaller):
+        __slots__ = ()
+
+        def prepare(self, *, under_way: bool = True) -> None:
+            super().prepare(under_way=under_way)
+            then()
+
+    def caller(*args: Any, **more: Any) -> JoiningCaller:
+        found = made(*args, **more)
+        found.__class__ = Interrupted
+        return found
+
+    _put(loads.joining, "caller", caller)
 
 
 def deferred_calls(cache: "Cache") -> "Collection[asyncio.Task[None]]":

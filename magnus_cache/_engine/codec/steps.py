@@ -9,7 +9,7 @@ from collections.abc import Callable, Generator, Sequence
 from itertools import islice
 from typing import Any, Final
 
-__all__ = ["DIVIDED", "LARGE", "fed", "is_heavy", "packed"]
+__all__ = ["DIVIDED", "LARGE", "fed", "is_heavy", "long_text", "packed", "text_of"]
 
 LARGE: Final = 65_536
 """Bytes from which on a payload is decoded in steps. With a database row every 75 bytes: 2 ms."""
@@ -65,6 +65,39 @@ def fed(unpacker: Any, payload: bytes | memoryview, out_of_data: type[Exception]
             return value, unpacker.tell() != size
         yield
     raise out_of_data
+
+
+_BYTES_32, _TEXT_32 = 0xC6, 0xDB
+"""How msgpack begins bytes, and a text, of `LARGE` bytes or more; four bytes with the length follow."""
+
+
+def long_text(value: bytes | str) -> bytes:
+    """Return the bytes that a packer makes of bytes, or of a text, of `LARGE` or more.
+
+    A packer lets its buffer grow, and copies it each time: 11 ms for sixteen megabytes, instead of 1.
+
+    :raises OverflowError: for 4 GiB or more.
+    """
+    if isinstance(value, bytes):
+        return b"".join((bytes((_BYTES_32,)), len(value).to_bytes(4, "big"), value))
+    try:
+        data = value.encode()
+    except UnicodeEncodeError:
+        data = value.encode("utf-8", "surrogatepass")
+    return b"".join((bytes((_TEXT_32,)), len(data).to_bytes(4, "big"), data))
+
+
+def text_of(payload: bytes) -> bytes | str | None:
+    """Return the bytes or the text that a payload is as a whole, if it is as large as `long_text` makes them."""
+    size = len(payload) - 5
+    if size < LARGE or payload[0] not in (_BYTES_32, _TEXT_32) or int.from_bytes(payload[1:5], "big") != size:
+        return None
+    if payload[0] == _BYTES_32:
+        return payload[5:]
+    try:
+        return str(memoryview(payload)[5:], "utf-8")
+    except UnicodeDecodeError:
+        return None  # A text with lone surrogates, or none at all: the unpacker tells.
 
 
 def is_heavy(value: object) -> bool:

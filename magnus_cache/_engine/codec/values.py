@@ -23,7 +23,7 @@ from magnus_cache._engine.codec.hash_collisions import (
 )
 from magnus_cache._engine.codec.markers import MARK_CODE, Marker, kind_of, type_name
 from magnus_cache._engine.codec.registry import encode_registered, registration, restore_registered
-from magnus_cache._engine.codec.steps import DIVIDED, LARGE, fed, packed
+from magnus_cache._engine.codec.steps import DIVIDED, LARGE, fed, long_text, packed, text_of
 from magnus_cache._engine.codec.unregistered import OTHER_RESTORERS, encode_other
 from magnus_cache._engine.runtime.turns import at_once
 from magnus_cache.errors import CacheDecodeError, CacheEncodeError
@@ -97,6 +97,9 @@ def encode(value: Any) -> bytes:
     :raises CacheEncodeError: if a part of it has a type that is neither built in nor registered, or if it is nested
         deeper than `MAX_DEPTH` or contains itself.
     """
+    kind = type(value)
+    if (kind is bytes or kind is str) and len(value) >= LARGE:
+        return long_text(value)
     try:
         packer = _idle.pop()
     except IndexError:
@@ -288,6 +291,8 @@ def _unpack(payload: bytes | memoryview) -> Any:
 
 def _unpacking(payload: bytes | memoryview) -> Generator[None, None, Any]:
     data = bytes(payload)
+    if (text := text_of(data)) is not None:
+        return text
     if b"\xde" not in data and b"\xdf" not in data:
         # No map of more than fifteen keys.
         return (yield from _decoding(data, strict_map_key=False))

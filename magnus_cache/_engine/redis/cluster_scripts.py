@@ -404,7 +404,7 @@ def store_one(name: bytes, raw: bytes, milliseconds: int) -> Command:
     A load that takes the lease in between began after the caller's write of the source, so it may store.
     """
     lease = Command("DEL", pack(b"DEL", lease_name(name)))
-    return Steps("SET", (lease, _STORE.command((name,), raw, milliseconds)), 2)
+    return Steps("SET", (lease, _STORE.command((name,), raw, milliseconds, size=len(raw))), 2)
 
 
 def in_one_step(name: bytes, whole: Command, alone: Command) -> Command:

@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from hiredis import pack_command
 
+from magnus_cache._engine.coherence.epochs import LARGE_BYTES
 from magnus_cache._engine.keys.names import lease_name
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
     "kill",
     "look",
     "pack",
+    "pack_large",
     "read",
     "recognize",
     "remove",
@@ -95,6 +97,22 @@ def pack(*words: bytes | str | int) -> bytes:
     # Its stub wrongly declares a tuple of one word, and no result.
     packed: bytes = pack_command(words)  # type: ignore[arg-type]
     return packed
+
+
+def pack_large(*words: bytes | str | int) -> bytes:
+    """Return the same as `pack`, for a command with a large value.
+
+    hiredis lets its buffer grow, and copies it each time: 20 ms for sixteen megabytes, instead of 1.
+    """
+    return b"".join(_pieces(*words))
+
+
+def _pieces(*words: bytes | str | int) -> list[bytes]:
+    pieces = [b"*%d\r\n" % len(words)]
+    for word in words:
+        text = word if isinstance(word, bytes) else str(word).encode()
+        pieces += (b"$%d\r\n" % len(text), text, b"\r\n")
+    return pieces
 
 
 _MULTI: Final = pack(b"MULTI")
@@ -183,7 +201,10 @@ def store(name: bytes, raw: bytes, milliseconds: int, *, database: int = 0) -> C
     a transaction, a write between them would not be announced either.
     """
     lease = pack(b"DEL", lease_name(name, database))
-    packed = _MULTI + lease + pack(b"SET", name, raw, b"PX", milliseconds) + pack(b"EXISTS", name) + _EXEC
+    words = b"SET", name, raw, b"PX", milliseconds
+    value = _pieces(*words) if len(raw) >= LARGE_BYTES else (pack(*words),)
+    # One copy, however large the value is.
+    packed = b"".join((_MULTI, lease, *value, pack(b"EXISTS", name), _EXEC))
     return Command("SET", packed, replies=5, writes=3)
 
 

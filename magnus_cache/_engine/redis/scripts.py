@@ -13,9 +13,9 @@ from hashlib import sha1
 from typing import Final
 
 from magnus_cache._engine.codec.envelope import EPOCH_AT, VERSION_AT
-from magnus_cache._engine.coherence.epochs import LATEST_EPOCH, ControlNames
+from magnus_cache._engine.coherence.epochs import LARGE_BYTES, LATEST_EPOCH, ControlNames
 from magnus_cache._engine.keys.names import lease_name
-from magnus_cache._engine.redis.commands import Command, pack
+from magnus_cache._engine.redis.commands import Command, pack, pack_large
 from magnus_cache._engine.runtime.clock import MICROSECONDS
 from magnus_cache._engine.runtime.durations import LONGEST
 
@@ -76,13 +76,17 @@ class Script:
         self.writes = writes
         self.digest = sha1(text.encode(), usedforsecurity=False).hexdigest()
 
-    def command(self, keys: Sequence[bytes], *arguments: bytes | int) -> Command:
-        """Pack a call; if the server does not know the script, the wire sends the result of `again`."""
+    def command(self, keys: Sequence[bytes], *arguments: bytes | int, size: int = 0) -> Command:
+        """Pack a call; if the server does not know the script, the wire sends the result of `again`.
+
+        :param size: bytes of a value among the arguments.
+        """
         rest = (len(keys), *keys, *arguments)
-        packed = pack("EVALSHA", self.digest, *rest)
+        packing = pack_large if size >= LARGE_BYTES else pack
+        packed = packing("EVALSHA", self.digest, *rest)
 
         def again() -> Command:
-            return Command(self.name, pack("EVAL", self.text, *rest), writes=self.writes)
+            return Command(self.name, packing("EVAL", self.text, *rest), writes=self.writes)
 
         return Command(self.name, packed, again=again, writes=self.writes)
 
@@ -357,7 +361,7 @@ def compare(name: bytes, version: int, size: int) -> Command:
 
 def fill(name: bytes, token: bytes, raw: bytes, milliseconds: int, *, database: int = 0) -> Command:
     """Pack FILL: store a value and end its lease; the reply is 1, or 0 if the lease is no longer ours."""
-    return _FILL.command((name, lease_name(name, database)), token, raw, milliseconds)
+    return _FILL.command((name, lease_name(name, database)), token, raw, milliseconds, size=len(raw))
 
 
 def renew(name: bytes, token: bytes, milliseconds: int, *, database: int = 0) -> Command:
@@ -409,4 +413,4 @@ def reclaim(names: Sequence[bytes], epoch: int) -> Command:
 
 def replace(name: bytes, header: bytes, raw: bytes, milliseconds: int) -> Command:
     """Pack a write that happens only while the stored value still begins with `header`; the reply is 1 or 0."""
-    return _REPLACE.command((name,), header, raw, milliseconds)
+    return _REPLACE.command((name,), header, raw, milliseconds, size=len(raw))

@@ -9,12 +9,13 @@ scheduled right behind them (`expect`). A flush that the first of them schedules
 more look at all sockets.
 
 Most pieces are written right there, in the callback or by the caller that queued them: no task has to be woken. What
-the socket does not take at once is left to the task `run`, which waits until it does.
+the socket does not take at once is left to the task `run`, which waits until it does. So is what is large: the loop
+gets a turn after each part of it, as the transport and the kernel copy what they are given.
 """
 
 import asyncio
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextvars import Context
 from typing import Final
 
@@ -28,6 +29,10 @@ EARLY: Final = 32
 """Reads in a batch that are sent at once if the server is idle: below, a reply costs more than the wait saves."""
 
 
+_LARGE: Final = 524_288
+"""Bytes that are sent in one step at most."""
+
+
 class Sender:
     """Sends what is queued in a pipeline. Everything is called on the connection's loop.
 
@@ -36,7 +41,8 @@ class Sender:
     """
 
     __slots__ = (
-        "_bell", "_context", "_is_alone", "_is_waiting", "_loop", "_pack", "_pipeline", "_transport", "is_scheduled",
+        "_bell", "_context", "_is_alone", "_is_waiting", "_loop", "_pack", "_pipeline", "_rest", "_transport",
+        "is_scheduled",
     )  # fmt: skip
 
     def __init__(
@@ -50,6 +56,8 @@ class Sender:
         self._transport: asyncio.WriteTransport | None = None
         self._bell: asyncio.Future[None] | None = None
         self._is_alone = True
+        # What is packed, and too large to be sent at once.
+        self._rest: list[bytes | memoryview] = []
         self.is_scheduled = False
         self._is_waiting = False
 
@@ -60,7 +68,7 @@ class Sender:
 
     def detach(self) -> None:
         """Send nothing any more: the connection ends."""
-        self._transport = None
+        self._transport, self._rest = None, []
         self._is_waiting = False
 
     def kick(self) -> None:
@@ -99,8 +107,12 @@ class Sender:
         if transport is None or self._is_waiting or transport.get_write_buffer_size():
             self._ring()
             return
-        self._is_alone = pipeline.pending == 1
+        self._is_alone = self._has_one()
         chunks = self._pack()
+        if sum(map(len, chunks)) > _LARGE:
+            self._rest, self._is_waiting = chunks, True
+            self._ring()
+            return
         try:
             if len(chunks) == 1:
                 transport.write(chunks[0])
@@ -112,6 +124,11 @@ class Sender:
         if (pipeline.queue or pipeline.large) and pipeline.is_ready:
             self._ring()
 
+    def _has_one(self) -> bool:
+        """Return whether one request is queued, or the reads of one call."""
+        growing = self._pipeline.growing
+        return len(self._pipeline.queue) == 1 and (growing is None or len(growing.waiters) == 1)
+
     def _ring(self) -> None:
         # Done without being rung: a task that was cancelled with its connection, and has not run since.
         if self._bell is not None and not self._bell.done():
@@ -121,15 +138,30 @@ class Sender:
         """Send what cannot be sent at once, waiting for the socket; never return."""
         pipeline = self._pipeline
         while True:
-            if not pipeline.is_ready:
+            if not self._rest and not pipeline.is_ready:
                 self._bell = self._loop.create_future()
                 try:
                     await self._bell
                 finally:
                     self._bell = None
             self._is_waiting = True
-            while pipeline.is_ready:
-                self._is_alone = pipeline.pending == 1
-                # A failure here closes the transport, which the reader sees and reports.
-                await connection.send_packed_command(self._pack(), check_health=False)  # type: ignore[arg-type]  # any buffers
+            while self._rest or pipeline.is_ready:
+                chunks, self._rest = self._rest, []
+                if not chunks:
+                    self._is_alone = self._has_one()
+                    chunks = self._pack()
+                for part in _parts(chunks):
+                    # A failure here closes the transport, which the reader sees and reports.
+                    await connection.send_packed_command(part, check_health=False)  # type: ignore[arg-type]  # any buffers
             self._is_waiting = False
+
+
+def _parts(chunks: list[bytes | memoryview]) -> Iterator[list[bytes | memoryview]]:
+    """Yield what is to be sent in parts, each for one turn of the loop."""
+    if sum(map(len, chunks)) <= _LARGE:
+        yield chunks
+        return
+    for chunk in chunks:
+        view = memoryview(chunk)
+        for start in range(0, len(view), _LARGE):
+            yield [view[start : start + _LARGE]]
