@@ -104,7 +104,8 @@ def _status(view: View) -> None:
         if away is None:
             head = "No newer figures"
         else:
-            head = "Redis is away" + (f" for {duration_text(float(round(away.seconds)))}" if away.seconds >= 1 else "")
+            long = duration_text(float(round(away.seconds)))
+            head = f"Redis has been away for {long}" if away.seconds >= 1 else "Redis is away"
         # Without the word for the reason, which is for statistics.
         why = plain_text(view.problem.partition(": ")[2] or view.problem)
         last = f"These figures are {age} old." if view.figures is not None else "There are no figures yet."

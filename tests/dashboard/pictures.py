@@ -106,8 +106,8 @@ def main() -> None:
                 shown(other, re.compile(r"1\.\d\d M"))
                 save(other, name)
             server.stop()
-            shown(page, "Redis is away")
-            page.get_by_text(re.compile(r"Redis is away for 1\d s")).first.wait_for()
+            shown(page, re.compile("Redis (is|has been) away"))
+            page.get_by_text(re.compile(r"Redis has been away for 1\d s")).first.wait_for()
             save(page, "away")
             server.start()
     for path in sorted(FOLDER.glob("*.png")):

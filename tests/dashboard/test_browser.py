@@ -180,7 +180,7 @@ def test_an_outage_is_watched(visit: Callable[..., Any], server: EmbeddedServer)
         page = visit(server.url)
         becomes(page, "Calls", "1.14 M")
         server.stop()
-        page.get_by_text(re.compile("Redis is away for [0-9]+ s")).wait_for()
+        page.get_by_text(re.compile("Redis has been away for [0-9]+ s")).wait_for()
         page.get_by_text("nothing listens there").wait_for()
         # The last figures, and how old they are, which changes.
         assert figure(page, "Calls") == "1.14 M"
@@ -190,7 +190,7 @@ def test_an_outage_is_watched(visit: Callable[..., Any], server: EmbeddedServer)
         late = visit(server.url, address=page.address)
         becomes(late, "Calls", "1.14 M")
         server.start()
-        page.get_by_text("Redis is away").wait_for(state="detached")
+        page.get_by_text(re.compile("Redis (is|has been) away")).wait_for(state="detached")
         page.get_by_text("answers in").wait_for()
         late.get_by_text("answers in").wait_for()
         # This server keeps nothing.

@@ -117,7 +117,7 @@ class _Ref(Protocol):
 class Observation:
     """An observer of a cache, until it is closed. It closes at the end of a ``with`` block, too.
 
-    :ivar closed: whether the observer gets no further
+    :ivar closed: whether the observer gets no further events.
     """
 
     __slots__ = ("_observers", "closed", "function", "kinds")
