@@ -408,7 +408,7 @@ async def test_a_value_that_was_overtaken_on_its_way_to_redis_is_not_kept_here(u
                 wire.known.forget()
                 held = good
             fill = reads.expect(ref)
-            assert keep_written(cache, (ref, fill, held, times), True, wire, now)
+            assert keep_written(cache, (ref, fill, held, times, state.epochs.moment()), True, wire, now)
             reads.settle(fill)
             assert (state.memory.hit(ref.name) is not None) == kept
 

@@ -30,6 +30,7 @@ from magnus_cache._engine.policy.modes import Mode
 from magnus_cache._engine.policy.options import AnyTtl, LoadOptions, check_callable, validate_ttl
 from magnus_cache._engine.policy.tags import AnyTags, TagRule, check_tags
 from magnus_cache._engine.runtime.critical import section
+from magnus_cache._engine.runtime.loops import check_loop
 from magnus_cache._engine.runtime.workers import is_async
 from magnus_cache._engine.store.records import LARGE, MISS, KeyRef
 from magnus_cache.errors import CacheTypeError
@@ -352,6 +353,7 @@ class FunctionCache:
             return await self.engine.remove((self.ref(args, kwargs),)) > 0
 
         async def refresh(*args: Any, **kwargs: Any) -> Any:
+            check_loop()
             return await stale.load(self.request(self.ref(args, kwargs), args, kwargs, fresh=True))
 
         wrapper = self._wrapper(general_async, awaited=True)

@@ -220,7 +220,7 @@ class FleetLog:
             "site": site_text(note.site), "names": list(note.names[:_NAMES]), "target": note.target,
             "tags": list(note.tags[:_NAMES]),
         }  # fmt: skip
-        packed: bytes | None = msgpack.packb(fields)
+        packed: bytes | None = msgpack.packb(fields, unicode_errors="surrogatepass")
         assert packed is not None
         return packed
 
@@ -243,10 +243,10 @@ class FleetLog:
 
 def _record(raw: bytes) -> Elsewhere | None:
     """Return what a process has published; None for nonsense."""
-    if len(raw) > _LONGEST:
+    if type(raw) is not bytes or len(raw) > _LONGEST:
         return None
     try:
-        fields = msgpack.unpackb(raw)
+        fields = msgpack.unpackb(raw, unicode_errors="surrogatepass")
         at, what, by, site, target = (fields[name] for name in ("at", "what", "by", "site", "target"))
         names, tags = fields["names"], fields["tags"]
     except Exception:  # noqa: BLE001  # whatever msgpack raises, and whatever a stranger has packed
