@@ -67,7 +67,7 @@ def run_tests(session: nox.Session) -> None:
     # Tests that inject faults or measure have the machine for themselves; all others run side by side.
     session.run("python", "-m", "pytest", *ALONE)
     apart = (*ALONE, *CLUSTER, *RELEASE, *BROWSER)
-    session.run("python", "-m", "pytest", "-n", "3", *(f"--ignore={path}" for path in apart))
+    session.run("python", "-m", "pytest", "-n", "4", *(f"--ignore={path}" for path in apart))
 
 
 @nox.session
