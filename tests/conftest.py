@@ -164,6 +164,12 @@ def shared_cluster(request: pytest.FixtureRequest) -> Iterator[EmbeddedCluster]:
 def cluster(shared_cluster: EmbeddedCluster) -> EmbeddedCluster:
     """A cluster of each kind: 3 primaries, 3 replicas; empty, and all nodes run. Roles and slots may have moved."""
     shared_cluster.restore()
+    # A replica follows the slots of its primary if they all move, and goes where a replica is missing.
+    spare = [node for each in shared_cluster.primaries for node in shared_cluster.replicas_of(each)[1:]]
+    for primary in shared_cluster.primaries:
+        if spare and not shared_cluster.replicas_of(primary):
+            spare.pop().ask("CLUSTER", "REPLICATE", primary.id)
+            shared_cluster.settle()
     return shared_cluster
 
 

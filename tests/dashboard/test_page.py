@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import re
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any, Final
 
@@ -36,6 +37,12 @@ def _app(arguments: list[str]) -> None:
     from magnus_cache.dashboard.app.run import main
 
     main(arguments)
+
+
+@pytest.fixture(autouse=True)
+def main_module(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Streamlit leaves its script as the main module, which processes that other tests spawn would run."""
+    monkeypatch.setitem(sys.modules, "__main__", sys.modules["__main__"])
 
 
 @pytest.fixture
