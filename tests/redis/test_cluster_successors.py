@@ -11,7 +11,7 @@ from magnus_cache.testing import EmbeddedCluster, ServerNode
 from magnus_cache.testing.servers.migration import SlotMigration
 from tests.support.groups import anyio_backend, cache_of, key_on
 from tests.support.inside import cluster_view_of, state_of
-from tests.support.wait import wait_until_answered
+from tests.support.wait import wait_until_answered, wait_until_async
 
 __all__ = ["anyio_backend"]
 
@@ -78,27 +78,46 @@ async def test_invariant_7_a_replica_takes_over_from_a_primary_that_still_answer
         cluster.heal()
 
 
-@pytest.mark.xfail(
-    strict=False,
-    reason="A third node may tell of the slots' new owner before it tells of the successor that they came from: then "
-    "the former primary still owns the rest of its slots by the map, and counts as there. See `.docs/cluster.md`.",
-)
+async def _moves_on(cluster: EmbeddedCluster, cache: AsyncCacheManager, *, told: bool) -> None:
+    """Delete a value at a primary that is cut off, put its replica in its place, and move the slots on from there.
+
+    :param told: whether the other nodes have heard of all of that before the cache asks.
+    """
+    primary, *_, target = cluster.primaries
+    key, slot, replica = await _delete_unheard(cluster, cache, primary)
+    replica.ask("CLUSTER", "FAILOVER", "TAKEOVER")
+    await asyncio.to_thread(cluster.wait_for_primary, replica)
+    slots = [each for each in cluster.view(replica)[replica.id].slots if group_of(each) == group_of(slot)]
+    migration = SlotMigration(slots, replica, target, [replica, target])
+    await asyncio.to_thread(migration.complete)
+    assert "old" in str(target.ask("GET", f"magnus:t:{key}"))
+    others = [node for node in cluster.primaries if node is not primary] if told else []
+    for node in others:
+        await wait_until_async(lambda node=node: not cluster.view(node)[primary.id].slots)  # type: ignore[misc]
+    await _is_met(cache, (key, slot), target, primary)
+    cluster.heal()
+
+
 async def test_invariant_7_a_group_moves_on_from_a_successor_while_the_former_primary_still_answers(
     private_cluster_with: StartCluster,
 ) -> None:
     """All that are noted are there, and the new owner has taken no one's place."""
     cluster = private_cluster_with(3, 3, node_timeout=30.0, links=True)
     async with cache_of(cluster, op_timeout=5.0) as cache:
-        primary, *_, target = cluster.primaries
-        key, slot, replica = await _delete_unheard(cluster, cache, primary)
-        replica.ask("CLUSTER", "FAILOVER", "TAKEOVER")
-        await asyncio.to_thread(cluster.wait_for_primary, replica)
-        slots = [each for each in cluster.view(replica)[replica.id].slots if group_of(each) == group_of(slot)]
-        migration = SlotMigration(slots, replica, target, [replica, target])
-        await asyncio.to_thread(migration.complete)
-        assert "old" in str(target.ask("GET", f"magnus:t:{key}"))
-        await _is_met(cache, (key, slot), target, primary)
-        cluster.heal()
+        await _moves_on(cluster, cache, told=True)
+
+
+@pytest.mark.xfail(
+    strict=False,
+    reason="A third node may tell of the slots' new owner before it tells of the successor that they came from: then "
+    "the former primary still owns the rest of its slots by the map, and counts as there. See `.docs/cluster.md`.",
+)
+async def test_a_group_moves_on_from_a_successor_before_the_others_have_heard_of_it(
+    private_cluster_with: StartCluster,
+) -> None:
+    cluster = private_cluster_with(3, 3, node_timeout=30.0, links=True)
+    async with cache_of(cluster, op_timeout=5.0) as cache:
+        await _moves_on(cluster, cache, told=False)
 
 
 async def test_invariant_1_a_former_primary_that_is_still_listed_is_not_believed(
