@@ -6,6 +6,7 @@ has the original.
 """
 
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -129,14 +130,20 @@ class Runner:
         self, session: pytest.Session, wanted: Sequence[tuple[tuple[str, ...], str]]
     ) -> Iterator[tuple[Run, int, str]]:
         waiting, under_way = list(reversed(wanted)), dict[int, Run]()
-        while waiting or under_way:
-            while waiting and len(under_way) < AT_ONCE:
-                started = Run(session, *waiting.pop())
-                under_way[started.process] = started
-            process, status = os.waitpid(-1, 0)
-            if process in under_way:
-                done = under_way.pop(process)
-                yield done, *done.ended(status)
+        try:
+            while waiting or under_way:
+                while waiting and len(under_way) < AT_ONCE:
+                    started = Run(session, *waiting.pop())
+                    under_way[started.process] = started
+                process, status = os.waitpid(-1, 0)
+                if process in under_way:
+                    done = under_way.pop(process)
+                    yield done, *done.ended(status)
+        finally:
+            # Ctrl-C reaches this process alone: each fork has a group of its own. Their servers end with them.
+            for process in under_way:
+                os.kill(process, signal.SIGKILL)
+                os.waitpid(process, 0)
 
     def _judge(self, done: Run, code: int, said: str) -> None:
         told = next((line for line in said.splitlines() if line.startswith(("FAILED", "ERROR"))), "")
