@@ -32,6 +32,8 @@ _STREAMLIT: Final = {
     "theme.dark.primaryColor": "#3b82c4",
 }
 
+_OTHER_HOST: Final = "choose an address of this machine: --host 127.0.0.1"
+
 
 def add_to(app: typer.Typer) -> None:
     """Add the command."""
@@ -79,7 +81,12 @@ def _free(host: str, port: int) -> int:
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
             raise CommandError(FINDING, f"port {port} is taken; choose another: --port 0") from error
-        raise CommandError(FINDING, f"cannot listen on {host}, port {port}: {error.strerror or error}") from error
+        remedy = "choose another port: --port 0" if error.errno == errno.EACCES else _OTHER_HOST
+        problem = f"cannot listen on {host}, port {port}: {error.strerror or error}; {remedy}"
+        raise CommandError(FINDING, problem) from error
+    except UnicodeError as error:
+        # The name has an empty part, or one that is too long.
+        raise CommandError(FINDING, f"cannot listen on {host}: this is no host name; {_OTHER_HOST}") from error
 
 
 def _path_to(package: Path) -> str:

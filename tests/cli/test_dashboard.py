@@ -36,6 +36,8 @@ def test_a_port_that_is_taken_is_told(run: Run) -> None:
     ("arguments", "code", "problem"),
     [
         (["--host", "192.0.2.1", "--port", "0"], 1, "cannot listen on 192.0.2.1, port 0: "),
+        (["--host", "192.0.2.1", "--port", "0"], 1, "; choose an address of this machine: --host 127.0.0.1"),
+        (["--host", "a..b"], 1, "cannot listen on a..b: this is no host name; choose an address of this machine"),
         (["--url", "nonsense"], 2, "redis_url (REDIS_URL): it must begin with"),
         (["--prefix", "a b"], 2, "prefix"),
         (["--port", "70000"], 2, "--port"),
