@@ -124,11 +124,10 @@ def hit_rates(minutes: Sequence[CacheStats]) -> Columns:
 
 def traffic(minutes: Sequence[CacheStats]) -> Columns:
     """Return the calls per second of each minute, a row for each way in which they ended."""
-    rows: Columns = {"at": [], "end": [], "result": [], "rate": [], "order": []}
+    rows: Columns = {"at": [], "result": [], "rate": [], "order": []}
     for order, (result, name) in enumerate((("memory", "l1_hits"), ("Redis", "l2_hits"), ("miss", "miss_count"))):
         for minute in minutes:
             rows["at"].append(datetime.fromtimestamp(minute["at"], UTC))
-            rows["end"].append(datetime.fromtimestamp(minute["at"] + 60, UTC))
             rows["result"].append(result)
             rows["rate"].append(minute[name] / minute["seconds"])
             rows["order"].append(order)

@@ -18,19 +18,19 @@ def count_text(count: float) -> str:
     """Return a count: ``9,999``, ``12.3 k``, ``1.23 M``."""
     if abs(count) < _EXACT:
         return f"{count:,.0f}"
-    return _scaled(count, 1_000.0, "")
+    return _scaled(count, "")
 
 
 def bytes_text(count: float) -> str:
     """Return a size: ``900 B``, ``4.2 kB``, ``1.23 MB``."""
-    return f"{count:,.0f} B" if abs(count) < 1_000 else _scaled(count, 1_000.0, "B")
+    return f"{count:,.0f} B" if abs(count) < 1_000 else _scaled(count, "B")
 
 
-def _scaled(count: float, step: float, unit: str) -> str:
+def _scaled(count: float, unit: str) -> str:
     power = 0
     # What would be rounded up to 1,000 is 1 of the next unit.
-    while abs(count) >= step * 0.9995 and power < len(_UNITS) - 1:
-        count, power = count / step, power + 1
+    while abs(count) >= 999.5 and power < len(_UNITS) - 1:
+        count, power = count / 1_000, power + 1
     return f"{_three(count)} {_UNITS[power]}{unit}".rstrip()
 
 
