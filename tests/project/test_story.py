@@ -4,7 +4,6 @@ import contextlib
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,6 +12,7 @@ from typing import IO, NamedTuple
 
 import pytest
 
+from tests.support.dashboards import free_port
 from tests.support.documents import PAGES, ROOT
 from tests.support.wait import wait_until
 
@@ -29,11 +29,6 @@ class Block(NamedTuple):
 
 
 STORY = [Block(*found) for found in _BLOCK.findall(PAGES["story"].text)]
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        return int(listening.getsockname()[1])
 
 
 def _plain(text: str) -> str:
@@ -84,7 +79,7 @@ class Desk:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder / "shop"
-        self._port = str(_free_port())
+        self._port = str(free_port())
         programs = folder / "bin"
         for place in (self.folder, programs):
             place.mkdir()

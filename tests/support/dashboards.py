@@ -5,6 +5,7 @@ import os
 import random
 import re
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -28,8 +29,6 @@ PATIENCE: Final = 60
 
 def free_port() -> int:
     """Return a port that nothing listens on."""
-    import socket
-
     with socket.create_server(("127.0.0.1", 0)) as listening:
         port: int = listening.getsockname()[1]
         return port
