@@ -149,7 +149,7 @@ class Stored(CacheEvent):
     """A value was stored.
 
     :ivar place: ``"redis"``, or ``"memory"`` for this process alone: without Redis, in an outage, in a local namespace.
-    :ivar loaded: whether a load returned it; False for `set`.
+    :ivar loaded: whether a load returned it; False for `set` and the like.
     """
 
     namespace: str

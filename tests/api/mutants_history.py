@@ -2,6 +2,7 @@
 
 from typing import Final
 
+from magnus_cache._engine.api import atomic
 from magnus_cache._engine.coordination import fleet_log
 from magnus_cache._engine.coordination.acts import Acts
 from magnus_cache._engine.coordination.fleet_log import FleetLog
@@ -13,6 +14,11 @@ from magnus_cache._engine.runtime.recorder import Recorder
 from tests.support.guards import edit, guard, nothing, put, rewrite
 
 HERE: Final = "tests/api/test_history.py"
+
+
+@guard(f"{HERE}::test_what_is_written_in_one_step")
+def without_recording_what_is_written_in_one_step() -> None:
+    put(atomic, "_record", nothing)
 
 
 @guard(f"{HERE}::test_the_recorder_is_bounded_and_knows_what_came_last")

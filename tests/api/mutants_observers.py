@@ -7,10 +7,22 @@ from magnus_cache._engine.api.process_wide import ProcessCache
 from magnus_cache._engine.coordination.happenings import Happenings
 from magnus_cache._engine.runtime import observers
 from magnus_cache._engine.runtime.observers import Observation, Observers
+from magnus_cache._engine.store.atomic_memory import AtomicMemory
+from magnus_cache._engine.store.atomic_writes import AtomicWrites
 from tests.support.guards import guard, nothing, put, rewrite
 
 HERE: Final = "tests/api/test_observers.py"
 CAUGHT: Final = "except (Exception, asyncio.CancelledError) as error:"
+
+
+@guard(f"{HERE}::test_what_is_written_in_one_step_is_told")
+def without_telling_what_redis_has_written_in_one_step() -> None:
+    rewrite(AtomicWrites.written, 'self.tell(Stored, ref, "redis")', "pass")
+
+
+@guard(f"{HERE}::test_what_is_written_in_one_step_is_told")
+def without_telling_what_memory_has_stored_in_one_step() -> None:
+    rewrite(AtomicMemory.store, 'self._writes.tell(Stored, ref, "memory")', "pass")
 
 
 @guard(f"{HERE}::test_each_hit_is_told_once_while_hits_are_observed")

@@ -107,6 +107,32 @@ def test_blocking_callers_and_decorated_functions(url: str) -> None:
     assert found.history[3].detail == "30 s"
 
 
+async def test_what_is_written_in_one_step(url: str) -> None:
+    done = [("set", "update", HERE), ("set", "decr", HERE), ("set", "incr", HERE), ("set", "add", HERE)]
+
+    def past(found: Explanation) -> list[tuple[str, str | None, str]]:
+        return [(event.what, event.detail, (event.site or "").partition(":")[0]) for event in found.history]
+
+    async with AsyncCacheManager(redis_url=url) as cache:
+        assert await cache.add("t", "k", 1)
+        assert not await cache.add("t", "k", 1)
+        await cache.incr("t", "k")
+        await cache.decr("t", "k")
+        await cache.update("t", "k", lambda value: value + 1)
+        assert past(await cache.explain("t", "k")) == done
+
+    def blocking() -> None:
+        with CacheManager(redis_url=url) as cache:
+            assert cache.add("b", "k", 1)
+            assert not cache.add("b", "k", 1)
+            cache.incr("b", "k")
+            cache.decr("b", "k")
+            cache.update("b", "k", lambda value: value + 1)
+            assert past(cache.explain("b", "k")) == done
+
+    await asyncio.to_thread(blocking)
+
+
 async def test_the_call_site_of_what_no_code_waits_for_is_not_known(url: str, anyio_backend_name: str) -> None:
     async with fleet(url, 1) as (cache,):
         await asyncio.create_task(cache.delete("t", "k"))

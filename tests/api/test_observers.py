@@ -304,6 +304,19 @@ def test_without_redis_values_are_stored_in_memory() -> None:
     assert seen.of(FillRefused) == [FillRefused("none", "magnus:none:k", "unkept")]
 
 
+@pytest.mark.parametrize("place", ["redis", "memory"])
+def test_what_is_written_in_one_step_is_told(url: str, place: str) -> None:
+    seen = Seen()
+    with CacheManager(redis_url=url, redis_enabled=place == "redis") as cache, cache.observe(seen, Stored):
+        assert cache.add("t", "k", 1)
+        assert not cache.add("t", "k", 2)
+        assert cache.incr("t", "k") == 2
+        assert cache.decr("t", "k", 2**60) == 2 - 2**60
+        assert cache.update("t", "k", lambda value: [value]) == [2 - 2**60]
+        assert list(seen) == [Stored("t", KEY, place)] * 4
+        assert cache.get_stats()["namespaces"]["t"]["stores"] == 4
+
+
 def test_a_disabled_cache_tells_nothing_of_reads(url: str) -> None:
     seen = Seen()
     with CacheManager(redis_url=url) as cache, cache.observe(seen), cache.disabled():

@@ -54,7 +54,10 @@ class AsyncAtomic(AsyncLife):
         self._state.check_open()
         if self._state.mode is Mode.DISABLED:
             return False
-        return await engine.writes.add(ref, value, payload, life, names)
+        added = await engine.writes.add(ref, value, payload, life, names)
+        if added:
+            _record(self, ref, "add")
+        return added
 
     async def incr(
         self, namespace: str, key: Any, delta: int = 1, *, initial: int | None = None, ttl: Duration | None = None,
@@ -74,7 +77,10 @@ class AsyncAtomic(AsyncLife):
         :raises CacheUnavailableError: if Redis does not answer or refuses. If its answer was lost, the call may have
             been counted; it is never repeated.
         """
-        return await _increment(self, _Count(self, namespace, key, (delta, initial, ttl), offline))
+        count = _Count(self, namespace, key, (delta, initial, ttl), offline)
+        number = await _increment(self, count)
+        _record(self, count.ref, "incr")
+        return number
 
     async def decr(
         self, namespace: str, key: Any, delta: int = 1, *, initial: int | None = None, ttl: Duration | None = None,
@@ -87,7 +93,10 @@ class AsyncAtomic(AsyncLife):
         :raises CacheTypeError: as `incr` does.
         :raises CacheUnavailableError: as `incr` does.
         """
-        return await _increment(self, _Count(self, namespace, key, (delta, initial, ttl), offline, sign=-1))
+        count = _Count(self, namespace, key, (delta, initial, ttl), offline, sign=-1)
+        number = await _increment(self, count)
+        _record(self, count.ref, "decr")
+        return number
 
     @overload
     async def update(
@@ -137,6 +146,7 @@ class AsyncAtomic(AsyncLife):
                 value = await update.current()
                 result = await workers.call(partial(change, default if value is MISS else value), threads)
                 if await update.store(result, await engine.reads.encode(ref, result)):
+                    _record(self, ref, "update")
                     return result
         finally:
             update.close()
@@ -159,10 +169,13 @@ class BlockingAtomic(BlockingLife):
         if self._state.mode is Mode.DISABLED:
             return False
         try:
-            return self._state.portal.call(engine.writes.add, ref, value, payload, life, names)
+            added = self._state.portal.call(engine.writes.add, ref, value, payload, life, names)
         except NoThreadError as error:
             self._state.without_loop(error)
             return False
+        if added:
+            _record(self, ref, "add")
+        return added
 
     def incr(
         self, namespace: str, key: Any, delta: int = 1, *, initial: int | None = None, ttl: Duration | None = None,
@@ -170,7 +183,9 @@ class BlockingAtomic(BlockingLife):
     ) -> int:  # fmt: skip
         """Do what `AsyncAtomic.incr` does, in blocking code."""
         count = _Count(self, namespace, key, (delta, initial, ttl), offline)
-        return self._state.portal.call(_increment, self, count)
+        number = self._state.portal.call(_increment, self, count)
+        _record(self, count.ref, "incr")
+        return number
 
     def decr(
         self, namespace: str, key: Any, delta: int = 1, *, initial: int | None = None, ttl: Duration | None = None,
@@ -178,7 +193,9 @@ class BlockingAtomic(BlockingLife):
     ) -> int:  # fmt: skip
         """Do what `AsyncAtomic.decr` does, in blocking code."""
         count = _Count(self, namespace, key, (delta, initial, ttl), offline, sign=-1)
-        return self._state.portal.call(_increment, self, count)
+        number = self._state.portal.call(_increment, self, count)
+        _record(self, count.ref, "decr")
+        return number
 
     @overload
     def update(
@@ -215,6 +232,7 @@ class BlockingAtomic(BlockingLife):
                 value = portal.call(update.current)
                 result = called(default if value is MISS else value)
                 if portal.call(update.store, result, engine.reads.encoded(ref, result)):
+                    _record(self, ref, "update")
                     return result
         finally:
             # Not waited for: this thread may have been interrupted, or the cache closed.
@@ -252,6 +270,12 @@ async def _increment(cache: _Atomic, count: _Count) -> int:
         await cache._engine.writes.remove((count.ref,))
         return change.initial + change.delta
     return await cache._engine.writes.increment(count.ref, change)
+
+
+def _record(cache: _Atomic, ref: KeyRef, operation: str) -> None:
+    """Record in the history of a key that the program has changed its value."""
+    if cache._state.mode is not Mode.DISABLED:
+        cache._state.recorder.add_act(ref.name, "set", operation)
 
 
 def _prepared(

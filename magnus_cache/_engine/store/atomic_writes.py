@@ -31,6 +31,7 @@ from magnus_cache._engine.coordination.epoch_sync import UnsettledError
 from magnus_cache._engine.redis.client_atomic import Attempt, Increment, Swap
 from magnus_cache._engine.runtime.clock import MICROSECONDS
 from magnus_cache._engine.runtime.key_queues import KeyQueues
+from magnus_cache._engine.runtime.observers import Stored
 from magnus_cache._engine.runtime.turns import at_once
 from magnus_cache._engine.store.atomic_memory import AtomicMemory
 from magnus_cache._engine.store.fills_many import ManyFills
@@ -191,9 +192,10 @@ class AtomicWrites(ManyFills):
         raise AssertionError("unreachable")
 
     def written(self, ref: KeyRef) -> None:
-        """Count a value that was written, and void its loads."""
+        """Count and tell of a value that was written, and void its loads."""
         self.void_loads(ref)
         ref.counters.stores += 1
+        self.tell(Stored, ref, "redis")
 
     # -- incr -----------------------------------------------------------------------------------------------
 

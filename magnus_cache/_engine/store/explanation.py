@@ -20,7 +20,8 @@ class KeyEvent:
     :ivar here: whether that is this process.
     :ivar site: the line of the program that called the cache, or the first line of the function that loaded the value;
         None if it is not known.
-    :ivar detail: more about it: how long a load took, its error, why a value was not stored; or None.
+    :ivar detail: more about it: how long a load took, its error, why a value was not stored, which
+        operation but `set` has set it; or None.
     """
 
     what: str

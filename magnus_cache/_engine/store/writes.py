@@ -132,7 +132,7 @@ class Writes:
         # A load through another connection may have read the old value before this write replaced it.
         self.state.flights.detach(ref.name)
         ref.counters.stores += 1
-        self._tell(Stored, ref, "redis")
+        self.tell(Stored, ref, "redis")
         return True
 
     async def fill(self, ref: KeyRef, record: Record, payload: bytes, ttl: float, fence: Fence) -> bool:
@@ -148,7 +148,7 @@ class Writes:
         if not stored:
             reason = self._why_refused(ref, fence)
             self.state.recorder.add(ref.name, NOT_STORED, None, reason)
-            self._tell(FillRefused, ref, reason)
+            self.tell(FillRefused, ref, reason)
         return stored
 
     def _why_refused(self, ref: KeyRef, fence: Fence) -> str:
@@ -158,7 +158,8 @@ class Writes:
             return "unkept" if here and not ref.namespace.l1 else "overtaken" if leased or here else "unleased"
         return "unconfirmed" if ref.namespace.l1 else "unkept"
 
-    def _tell(self, kind: type[CacheEvent], ref: KeyRef, *fields: Any) -> None:
+    def tell(self, kind: type[CacheEvent], ref: KeyRef, *fields: Any) -> None:
+        """Tell observers of something that happened to a value."""
         if self.state.observers.active:
             self.state.observers.about(kind, ref, *fields)
 
@@ -213,7 +214,7 @@ class Writes:
         if stored:
             self.state.outbox.overwritten(ref.name, fence.outbox_position)
             ref.counters.stores += 1
-            self._tell(Stored, ref, "redis", True)
+            self.tell(Stored, ref, "redis", True)
         else:
             self.state.stats.fenced_loads += 1
         return stored
@@ -327,7 +328,7 @@ class Writes:
 
     def _stays_here(self, ref: KeyRef, error: CacheUnavailableError) -> None:
         ref.counters.refused += 1
-        self._tell(WriteRefused, ref, error.reason)
+        self.tell(WriteRefused, ref, error.reason)
         self.state.notices.warn(f"refused:{error.reason}", f"{error}; the value stays in this process for now")
 
     def void_loads(self, ref: KeyRef) -> None:
@@ -383,7 +384,7 @@ class Writes:
             self._memory.release(placeholder)
         ref.counters.stores += kept
         if kept:
-            self._tell(Stored, ref, "memory", not supersedes)
+            self.tell(Stored, ref, "memory", not supersedes)
         return kept
 
     async def _keep_loaded(
