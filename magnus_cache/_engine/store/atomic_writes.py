@@ -174,21 +174,20 @@ class AtomicWrites(ManyFills):
             return done
 
         lost, order = False, Order(send, self.state.epochs.moment())
-        for _ in range(2):
-            try:
-                done = await self._send(wire, ref, record, payload, ttl, order)
-            except CacheUnavailableError as error:
-                if lost or error.reason != "lost":
-                    raise
-                lost = True
-                continue
-            if not done and lost and found is not None:
+        try:
+            done = await self._send(wire, ref, record, payload, ttl, order)
+        except CacheUnavailableError as error:
+            if error.reason != "lost":
+                raise
+            lost = True
+        if lost:
+            done = await self._send(wire, ref, record, payload, ttl, order)
+            if not done and found is not None:
                 version = record.version.to_bytes(8, "big")
                 done = found[VERSION_AT : VERSION_AT + 8] == version
-            if done:
-                self.written(ref)
-            return Swapped(done, found, unsure=lost and not done)
-        raise AssertionError("unreachable")
+        if done:
+            self.written(ref)
+        return Swapped(done, found, unsure=lost and not done)
 
     def written(self, ref: KeyRef) -> None:
         """Count a value that was written, and void its loads."""

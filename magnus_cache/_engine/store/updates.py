@@ -78,7 +78,7 @@ class Update:
             await pause(self._tries - 1)
         self._tries += 1
         wire = self._state.client.connection(ref.name)
-        while wire is not None and not ref.namespace.local and not self._away:
+        if wire is not None and not ref.namespace.local and not self._away:
             try:
                 return await self._from_redis()
             except CacheUnavailableError as error:
