@@ -18,7 +18,6 @@ version is the first attempt's. If there is another value, the caller of `update
 """
 
 import asyncio
-from collections.abc import Sequence
 from functools import partial
 from random import random
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -36,7 +35,7 @@ from magnus_cache._engine.store.atomic_memory import AtomicMemory
 from magnus_cache._engine.store.fills_many import ManyFills
 from magnus_cache._engine.store.orders import Order
 from magnus_cache._engine.store.records import MISS, KeyRef, Record
-from magnus_cache._engine.store.stored_values import StoredValue, judged, stored_value
+from magnus_cache._engine.store.stored_values import StoredValue, judged, settled, stored_value
 from magnus_cache._engine.store.writes import SAMPLED, milliseconds
 from magnus_cache.errors import CacheConflictError, CacheTypeError, CacheUnavailableError
 from magnus_cache.freshness import lifetime
@@ -133,7 +132,7 @@ class AtomicWrites(ManyFills):
         expected = b""
         for _ in range(ATTEMPTS):
             wire = self.state.client.current_connection(ref.name)
-            await self.settled(wire, ref, record.tags)
+            await settled(self, wire, ref, record.tags)
             asked = self._clock()
             record = record._replace(epoch=self.state.epochs.highest)
             swapped = await self.swapped(wire, ref, (record, payload, ttl), expected, absent=True)
@@ -144,11 +143,6 @@ class AtomicWrites(ManyFills):
                     return False
                 expected = swapped.found[:HEADER_BYTES]
         return False
-
-    async def settled(self, wire: "Connection", ref: KeyRef, tags: Sequence[str] = ()) -> int:
-        """Return the lowest epoch of a valid value, once Redis knows of this process's invalidations of the value."""
-        await self.reads.caught_up(wire, ref)
-        return await self.reads.epoch_sync.settled(wire, ref.epoch_names, tags)
 
     async def swapped(
         self, wire: "Connection", ref: KeyRef, write: tuple[Record, bytes, float], expected: bytes, *, absent: bool
@@ -228,7 +222,7 @@ class AtomicWrites(ManyFills):
         reject, stored = b"", None
         for tries in range(ATTEMPTS):
             wire = self.state.client.current_connection(ref.name)
-            lowest = await self.settled(wire, ref)
+            lowest = await settled(self, wire, ref)
             if not wire.up or self._clock() - wire.time.sampled > SAMPLED:
                 await wire.renew()
             asked = self._clock()
