@@ -167,7 +167,7 @@ class AtomicWrites(ManyFills):
             done: bool = await self.state.client.swap(ref.name, Swap(expected, raw, life, absent), took)
             return done
 
-        lost, order = False, Order(send, self.state.epochs.moment())
+        done, lost, order = False, False, Order(send, self.state.epochs.moment())
         try:
             done = await self._send(wire, ref, record, payload, ttl, order)
         except CacheUnavailableError as error:
