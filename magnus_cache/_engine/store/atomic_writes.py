@@ -307,7 +307,7 @@ class AtomicWrites(ManyFills):
     async def _count_here(self, ref: KeyRef, wire: "Connection | None", change: Change) -> int:
         """Change a counter in this process alone.
 
-        Redis is not told of numbers counted while it was away: it goes on from its own.
+        Redis is not told of numbers counted while it was away: it continues from its own.
         """
         for _ in range(ATTEMPTS):
             found = await self.here.find(ref, wire)
