@@ -5,6 +5,8 @@ from typing import Any, Final
 from magnus_cache._engine.coherence.node_trust import NodeTrust
 from magnus_cache._engine.coordination.leases import Leases
 from magnus_cache._engine.redis import cluster, cluster_origins, cluster_pipeline, cluster_scripts, cluster_wire
+from magnus_cache._engine.redis.client_atomic import AtomicKeys
+from magnus_cache._engine.redis.cluster_client import ClusterClient
 from magnus_cache._engine.redis.cluster_loop import ClusterLoop
 from magnus_cache._engine.redis.cluster_pipeline import ClusterPipeline
 from magnus_cache._engine.redis.cluster_topology import ClusterTopology
@@ -202,3 +204,16 @@ def without_the_history_that_a_former_primary_could_continue() -> None:
 @guard(f"{SUCCESSORS}::test_values_stay_valid_in_a_planned_failover")
 def without_the_word_of_former_primaries() -> None:
     rewrite(cluster_origins.lacks_nothing, 'return bool(former) and identity.endswith(b":" + former)', "return False")
+
+
+@guard(f"{HERE}::test_atomic_writes_while_a_slot_is_half_moved")
+def without_atomic_writes_by_commands_of_one_key() -> None:
+    put(ClusterClient, "_voiding", AtomicKeys._voiding)
+
+
+@guard(f"{HERE}::test_invariant_2_a_load_that_an_atomic_write_overtakes")
+def without_voiding_the_lease_of_an_atomic_write_on_a_cluster() -> None:
+    def alone(_client: ClusterClient, key: bytes, pack: Any) -> Any:
+        return pack((key,))
+
+    put(ClusterClient, "_voiding", alone)

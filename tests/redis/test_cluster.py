@@ -327,6 +327,47 @@ async def test_a_slot_that_is_half_moved(cluster: EmbeddedCluster) -> None:
         assert await other.get("t", key) == "moved"
 
 
+async def test_atomic_writes_while_a_slot_is_half_moved(cluster: EmbeddedCluster) -> None:
+    """The value is at the source, at the target, or nowhere; its lease does not exist."""
+    async with cache_of(cluster) as one, cache_of(cluster) as other:
+        source, target = cluster.primaries[:2]
+        key, slot = key_on(cluster, source)
+        assert await one.incr("t", key) == 1
+        assert await other.get("t", key) == 1
+        migration = cluster.migration([slot], target)
+        await asyncio.to_thread(migration.begin)
+        assert await one.incr("t", key) == 2
+        assert await other.update("t", key, lambda number: number + 1) == 3
+        await asyncio.to_thread(migration.move_keys)
+        assert await one.incr("t", key) == 4
+        assert await other.update("t", key, lambda number: number + 1) == 5
+        assert not await one.add("t", key, 0)
+        assert await other.delete("t", key)
+        assert await one.add("t", key, 6)
+        assert await other.incr("t", key) == 7
+        await asyncio.to_thread(migration.complete)
+        assert await one.incr("t", key) == 8
+        assert await other.update("t", key, lambda number: number + 1) == 9
+
+
+@pytest.mark.parametrize("how", ["incr", "update", "add"])
+async def test_invariant_2_a_load_that_an_atomic_write_overtakes(cluster: EmbeddedCluster, how: str) -> None:
+    async with cache_of(cluster) as one, cache_of(cluster) as other:
+        slow = Slow()
+        load = asyncio.create_task(one.get_or_set("t", "k", slow))
+        await slow.begun()
+        if how == "incr":
+            await other.incr("t", "k", 9)
+        elif how == "update":
+            await other.update("t", "k", lambda _: 9, default=0)
+        else:
+            await other.add("t", "k", 9)
+        slow.finish()
+        assert await load == 1
+        assert await one.get("t", "k") == 9
+        assert await other.get("t", "k") == 9
+
+
 async def test_a_bump_while_an_anchors_slot_is_half_moved(cluster: EmbeddedCluster) -> None:
     """Some of a group's epochs are at the source, others at the target, and some do not exist."""
     source, target = cluster.primaries[:2]

@@ -273,6 +273,7 @@ class _Acquisition:
             try:
                 answer = await self._next()
             except CacheUnavailableError as error:
+                # As `ask_twice` does it, without a coroutine around each question.
                 lost += 1
                 if error.reason != "lost" or lost == ATTEMPTS:
                     raise
@@ -336,6 +337,7 @@ class _Acquisition:
         header = b"" if self._reject is None else self._reject.raw[:HEADER_BYTES]
         life = round(self._state.settings.lease * 1000)
         self._reads.epoch_sync.prepare(wire, ref.epoch_names, self._tags)
+        # As `expect` and `settle` do it.
         memory = self._state.memory
         placeholder = memory.reserve(ref.name) if ref.namespace.l1 else None
         waiter: asyncio.Future[_Answer] = wire.loop.create_future()

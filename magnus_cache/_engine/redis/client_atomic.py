@@ -1,6 +1,6 @@
 """The operations of the client that read a value and write it in one step of the server."""
 
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -57,7 +57,8 @@ class AtomicKeys(ManyKeys):
 
         :raises CacheUnavailableError: when Redis does not answer, or refuses.
         """
-        return self._wire(key).execute(self._swap_command(key, request), partial(_attempted, receive, None))
+        command = self._voiding(key, partial(_swap, request))
+        return self._wire(key).execute(command, partial(_attempted, receive, None))
 
     def increment(self, key: bytes, request: Increment, receive: Receive[Attempt]) -> Awaitable[Any]:
         """Change a counter and void its lease; to be awaited for what `receive` makes of it.
@@ -66,24 +67,24 @@ class AtomicKeys(ManyKeys):
 
         :raises CacheUnavailableError: when Redis does not answer, or refuses.
         """
-        command = self._increment_command(key, request)
+        command = self._voiding(key, partial(_increment, request))
         return self._wire(key).execute(command, partial(_attempted, receive, request.created))
 
-    def _swap_command(self, key: bytes, request: Swap, *, lease: bool = True) -> Command:
-        keys = self._keys(key, lease=lease)
-        return scripts_atomic.swap(
-            keys, request.expected, request.raw, request.milliseconds, absent=request.absent
-        )  # fmt: skip
+    def _voiding(self, key: bytes, pack: Callable[[Sequence[bytes]], Command]) -> Command:
+        """Return the command that writes a value and voids its lease.
 
-    def _increment_command(self, key: bytes, request: Increment, *, lease: bool = True) -> Command:
-        reject, raw, milliseconds, *change = request
-        lowest, delta, version = change
-        return scripts_atomic.increment(
-            self._keys(key, lease=lease), reject, (raw, milliseconds), (lowest, delta, version)
-        )
+        :param pack: packs it, given the name of the value, and that of the lease if the command itself is to void it.
+        """
+        return pack((key, lease_name(key, self._database)))
 
-    def _keys(self, key: bytes, *, lease: bool) -> tuple[bytes, ...]:
-        return (key, lease_name(key, self._database)) if lease else (key,)
+
+def _swap(request: Swap, keys: Sequence[bytes]) -> Command:
+    return scripts_atomic.swap(keys, request.expected, request.raw, request.milliseconds, absent=request.absent)
+
+
+def _increment(request: Increment, keys: Sequence[bytes]) -> Command:
+    created, change = (request.created, request.milliseconds), (request.lowest, request.delta, request.version)
+    return scripts_atomic.increment(keys, request.reject, created, change)
 
 
 def _attempted(

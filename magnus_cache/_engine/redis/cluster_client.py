@@ -30,7 +30,6 @@ from magnus_cache._engine.redis import bulk, cluster_scripts, commands, replies
 from magnus_cache._engine.redis import cluster_origins as origins
 from magnus_cache._engine.redis.bulk import BeforeRemoval, Reclaimed
 from magnus_cache._engine.redis.client import done, issued
-from magnus_cache._engine.redis.client_atomic import Increment, Swap
 from magnus_cache._engine.redis.cluster_figures import all_of
 from magnus_cache._engine.redis.cluster_many import ManyClusterKeys
 from magnus_cache._engine.redis.cluster_scans import on_all_primaries, reclaim_on
@@ -67,13 +66,8 @@ class ClusterClient(ManyClusterKeys):
         command = cluster_scripts.store_one(key, raw, milliseconds)
         return await self._wire(key).execute(command, partial(done, receive))
 
-    def _swap_command(self, key: bytes, request: Swap, *, lease: bool = True) -> commands.Command:
-        whole, alone = super()._swap_command(key, request), super()._swap_command(key, request, lease=False)
-        return cluster_scripts.in_one_step(key, whole, alone) if lease else alone
-
-    def _increment_command(self, key: bytes, request: Increment, *, lease: bool = True) -> commands.Command:
-        whole, alone = super()._increment_command(key, request), super()._increment_command(key, request, lease=False)
-        return cluster_scripts.in_one_step(key, whole, alone) if lease else alone
+    def _voiding(self, key: bytes, pack: Callable[[Sequence[bytes]], commands.Command]) -> commands.Command:
+        return cluster_scripts.in_one_step(key, super()._voiding(key, pack), pack((key,)))
 
     async def remove_matching(self, scope: ClearScope, before: BeforeRemoval) -> int:
         """Remove all values within a scope, void the leases of running loads; return how many values there were.

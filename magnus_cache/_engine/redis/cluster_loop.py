@@ -193,29 +193,29 @@ class ClusterLoop:
             if self.identity_of(node) == identity:
                 continue
             ends = {b":" + wire.server.former: wire for wire in doubted if wire.server.former}
-            heir = next((wire for end, wire in ends.items() if identity.endswith(end)), None)
+            successor = next((wire for end, wire in ends.items() if identity.endswith(end)), None)
             former = next(
                 (wire for wire in self.all_wires() if wire.node_id == node and wire.up and wire.identity == identity),
                 None,
             )
-            if heir is None or former is None or not await self._lacks_nothing(heir, former):
+            if successor is None or former is None or not await self._lacks_nothing(successor, former):
                 return None
             del found[node]
-            found[heir.node_id] = heir.identity
+            found[successor.node_id] = successor.identity
         return found
 
-    async def _lacks_nothing(self, heir: ClusterWire, former: ClusterWire) -> bool:
+    async def _lacks_nothing(self, successor: ClusterWire, former: ClusterWire) -> bool:
         """Return whether a former primary tells, in time, that its successor has all its writes."""
         # It takes some milliseconds until it is a replica.
         until = self._topology.clock() + self._topology.op_timeout / 2
-        identity, history = former.identity, heir.server.history
+        identity, history = former.identity, successor.server.history
         while former.up and former.identity == identity and self._topology.clock() < until:
             try:
                 told = origins.lacks_nothing(identity, await former.ask_history(), history)
             except CacheUnavailableError:
                 return False
             if told is not None:
-                return told and former.up and heir.up and heir.server.history == history
+                return told and former.up and successor.up and successor.server.history == history
             await asyncio.sleep(_REFRESH / 2)
         return False
 

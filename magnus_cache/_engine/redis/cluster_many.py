@@ -100,11 +100,7 @@ class ManyClusterKeys(ClusterFigures):
             answered = places if not bad else [place for place in places if place not in bad]
             receive(Stored(bad, all(map(replies.yes, good)), answered), connection, sent)
 
-        def ended(_: None) -> None:
-            if not waiter.done():
-                waiter.set_result(refused)
-
-        self._node(keys[0]).call_each(parts, took, Callback(ended, partial(pass_error, waiter)))
+        self._node(keys[0]).call_each(parts, took, _ended(waiter, refused))
 
     # -- leases -----------------------------------------------------------------------------------------------
 
@@ -201,12 +197,12 @@ class ManyClusterKeys(ClusterFigures):
         return groups
 
 
-def _ended(waiter: Waiter) -> Callback:
-    """Return what tells a waiter that all is answered, or why it is not."""
+def _ended(waiter: Waiter, result: Any = None) -> Callback:
+    """Return what gives a waiter its result when all is answered, or the reason why it is not."""
 
     def answered(_: None) -> None:
         if not waiter.done():
-            waiter.set_result(None)
+            waiter.set_result(result)
 
     return Callback(answered, partial(pass_error, waiter))
 

@@ -11,7 +11,7 @@ The races that this excludes
   other node, are all there, and say nothing about the writes that the replica lacks.
 - A replica was put in the place of a primary that still answers, as one does that is cut off from the others. It is
   there as noted, and the replica looks like a node that slots were moved to. So the noted servers have to be primaries
-  now, and a node that has continued the history of one of them is none that slots were moved to.
+  now, and a node that has continued the history of one of them does not count as one that slots were moved to.
 - A slot moves on from such a replica before any process has met it there. Its new owner has an identity that is known.
   The one from which the writes came is gone, and still noted.
 """

@@ -130,7 +130,7 @@ class ClusterView:
         """Return whether a node keeps its slots although another one claims them for itself."""
         if owner in found.nodes or self._lives(owner):
             return True
-        # Nobody has a connection to a replica that was promoted just now. The only primary has no other to name it.
+        # No process has a connection to a replica that was promoted just now. The only primary has no other to name it.
         vouched = self.vouched
         return len(found.nodes) > 1 and vouched.get(owner, -math.inf) > vouched.get(teller, -math.inf)
 

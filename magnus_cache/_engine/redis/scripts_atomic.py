@@ -11,10 +11,7 @@ from magnus_cache._engine.codec.envelope import EPOCH_AT, HEADER_BYTES, PREFIX, 
 from magnus_cache._engine.redis.commands import Command
 from magnus_cache._engine.redis.scripts import Script
 
-__all__ = ["DONE", "EXACT", "increment", "swap"]
-
-DONE: Final = 1
-"""The first part of an answer that says that the value was written."""
+__all__ = ["EXACT", "increment", "swap"]
 
 EXACT: Final = 1 << 53
 """Integers up to here are exact in Lua, whose numbers are floats of 64 bits."""

@@ -18,7 +18,6 @@ version is the first attempt's. If there is another value, the caller of `update
 """
 
 import asyncio
-from collections.abc import Sequence
 from functools import partial
 from random import random
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -37,7 +36,7 @@ from magnus_cache._engine.store.atomic_memory import AtomicMemory
 from magnus_cache._engine.store.fills_many import ManyFills
 from magnus_cache._engine.store.orders import Order
 from magnus_cache._engine.store.records import MISS, KeyRef, Record
-from magnus_cache._engine.store.stored_values import StoredValue, judged, stored_value
+from magnus_cache._engine.store.stored_values import StoredValue, judged, settled, stored_value
 from magnus_cache._engine.store.writes import SAMPLED, milliseconds
 from magnus_cache.errors import CacheConflictError, CacheTypeError, CacheUnavailableError
 from magnus_cache.freshness import lifetime
@@ -134,7 +133,7 @@ class AtomicWrites(ManyFills):
         expected = b""
         for _ in range(ATTEMPTS):
             wire = self.state.client.current_connection(ref.name)
-            await self.settled(wire, ref, record.tags)
+            await settled(self, wire, ref, record.tags)
             asked = self._clock()
             record = record._replace(epoch=self.state.epochs.highest)
             swapped = await self.swapped(wire, ref, (record, payload, ttl), expected, absent=True)
@@ -145,11 +144,6 @@ class AtomicWrites(ManyFills):
                     return False
                 expected = swapped.found[:HEADER_BYTES]
         return False
-
-    async def settled(self, wire: "Connection", ref: KeyRef, tags: Sequence[str] = ()) -> int:
-        """Return the lowest epoch of a valid value, once Redis knows of this process's invalidations of the value."""
-        await self.reads.caught_up(wire, ref)
-        return await self.reads.epoch_sync.settled(wire, ref.epoch_names, tags)
 
     async def swapped(
         self, wire: "Connection", ref: KeyRef, write: tuple[Record, bytes, float], expected: bytes, *, absent: bool
@@ -174,22 +168,21 @@ class AtomicWrites(ManyFills):
             done: bool = await self.state.client.swap(ref.name, Swap(expected, raw, life, absent), took)
             return done
 
-        lost, order = False, Order(send, self.state.epochs.moment())
-        for _ in range(2):
-            try:
-                done = await self._send(wire, ref, record, payload, ttl, order)
-            except CacheUnavailableError as error:
-                if lost or error.reason != "lost":
-                    raise
-                lost = True
-                continue
-            if not done and lost and found is not None:
+        done, lost, order = False, False, Order(send, self.state.epochs.moment())
+        try:
+            done = await self._send(wire, ref, record, payload, ttl, order)
+        except CacheUnavailableError as error:
+            if error.reason != "lost":
+                raise
+            lost = True
+        if lost:
+            done = await self._send(wire, ref, record, payload, ttl, order)
+            if not done and found is not None:
                 version = record.version.to_bytes(8, "big")
                 done = found[VERSION_AT : VERSION_AT + 8] == version
-            if done:
-                self.written(ref)
-            return Swapped(done, found, unsure=lost and not done)
-        raise AssertionError("unreachable")
+        if done:
+            self.written(ref)
+        return Swapped(done, found, unsure=lost and not done)
 
     def written(self, ref: KeyRef) -> None:
         """Count and tell of a value that was written, and void its loads."""
@@ -231,7 +224,7 @@ class AtomicWrites(ManyFills):
         reject, stored = b"", None
         for tries in range(ATTEMPTS):
             wire = self.state.client.current_connection(ref.name)
-            lowest = await self.settled(wire, ref)
+            lowest = await settled(self, wire, ref)
             if not wire.up or self._clock() - wire.time.sampled > SAMPLED:
                 await wire.renew()
             asked = self._clock()
@@ -316,7 +309,7 @@ class AtomicWrites(ManyFills):
     async def _count_here(self, ref: KeyRef, wire: "Connection | None", change: Change) -> int:
         """Change a counter in this process alone.
 
-        Redis is not told of numbers counted while it was away: it goes on from its own.
+        Redis is not told of numbers counted while it was away: it continues from its own.
         """
         for _ in range(ATTEMPTS):
             found = await self.here.find(ref, wire)

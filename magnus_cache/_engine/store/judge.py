@@ -2,9 +2,9 @@
 
 `judge` decides and does nothing else: no I/O, no clock, no state. All paths from Redis ask it: single reads and
 batches, the comparison after a reconnection, lease acquisition, writes that keep their value in memory, objects of
-local namespaces, `ttl` and `touch`. `explain` prints its verdict for what Redis has, so people read the true reason.
-`verdict` and `settled_verdict` collect what it decides by. Only `batches` and `portions` have its comparisons written
-out, for small values that are certainly valid; whatever is in doubt there comes here.
+local namespaces, `ttl`, `touch`, `add`, `incr` and `update`. `explain` prints its verdict for what Redis has, so people
+read the true reason. `verdict` and `settled_verdict` collect what it decides by. Only `batches` and `portions` have its
+comparisons written out, for small values that are certainly valid; whatever is in doubt there comes here.
 
 What a value in Redis is judged by
 ----------------------------------

@@ -27,8 +27,14 @@ class Order(NamedTuple):
 
 
 class Sent(NamedTuple):
+    """A value on its way to Redis.
+
+    :ivar times: its fresh-until in Redis' time, and its life in seconds.
+    :ivar since: see `Order`.
+    """
+
     ref: KeyRef
     placeholder: Placeholder | None
     record: Record
-    times: tuple[int, float]  # its fresh-until in Redis' time, and its life in seconds
-    since: int  # see `Order`
+    times: tuple[int, float]
+    since: int

@@ -1,5 +1,6 @@
 """What Redis has of one key, read directly and judged as `get` judges it."""
 
+from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -12,7 +13,7 @@ from magnus_cache.errors import CacheDecodeError
 if TYPE_CHECKING:
     from magnus_cache._engine.redis.exchange import Connection
 
-__all__ = ["COPY_HERE", "Judged", "StoredValue", "judged", "stored_value"]
+__all__ = ["COPY_HERE", "Judged", "StoredValue", "judged", "settled", "stored_value"]
 
 _INFLATE_HERE: Final = 4_096
 """Compressed bytes that are decompressed on the event loop: the result is at most a thousand times as large."""
@@ -45,13 +46,21 @@ class Judged(NamedTuple):
 _NOTHING: Final = Judged(None)
 
 
+async def settled(writes: Writes, wire: "Connection", ref: KeyRef, tags: Sequence[str] = ()) -> int:
+    """Return the lowest epoch of a valid value, once Redis knows of this process's invalidations of the value.
+
+    :raises CacheUnavailableError: when Redis does not answer, or refuses.
+    """
+    await writes.reads.caught_up(wire, ref)
+    return await writes.reads.epoch_sync.settled(wire, ref.epoch_names, tags)
+
+
 async def stored_value(writes: Writes, wire: "Connection", ref: KeyRef) -> StoredValue | None:
     """Return the value that `get` would serve from Redis; None if there is none.
 
     :raises CacheUnavailableError: when Redis does not answer, or refuses.
     """
-    await writes.reads.caught_up(wire, ref)
-    await writes.reads.epoch_sync.settled(wire, ref.epoch_names)
+    await settled(writes, wire, ref)
     asked = writes.state.clock()
     raw = await writes.state.client.get(ref.name)
     return None if raw is None else (await judged(writes, wire, ref, raw, asked)).value

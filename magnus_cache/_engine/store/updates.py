@@ -18,7 +18,7 @@ from magnus_cache._engine.runtime.turns import at_once, in_turns
 from magnus_cache._engine.store.atomic_memory import Found
 from magnus_cache._engine.store.atomic_writes import ATTEMPTS, AtomicWrites, maybe_done, pause
 from magnus_cache._engine.store.records import MISS, KeyRef
-from magnus_cache._engine.store.stored_values import StoredValue, judged
+from magnus_cache._engine.store.stored_values import StoredValue, judged, settled
 from magnus_cache.errors import CacheConflictError, CacheDecodeError, CacheUnavailableError
 from magnus_cache.freshness import lifetime
 
@@ -78,7 +78,7 @@ class Update:
             await pause(self._tries - 1)
         self._tries += 1
         wire = self._state.client.connection(ref.name)
-        while wire is not None and not ref.namespace.local and not self._away:
+        if wire is not None and not ref.namespace.local and not self._away:
             try:
                 return await self._from_redis()
             except CacheUnavailableError as error:
@@ -89,7 +89,7 @@ class Update:
     async def _from_redis(self) -> Any:
         writes, ref = self._writes, self._ref
         wire = self._state.client.current_connection(ref.name)
-        await writes.settled(wire, ref)
+        await settled(writes, wire, ref)
         self._epoch = self._state.epochs.highest
         if not self._read:
             self._asked = self._state.clock()

@@ -264,6 +264,7 @@ class Writes:
         # Once more, right before the command is queued: a read that this process queued earlier would store the old
         # value in memory after the write, and Redis does not announce our own writes to us.
         self._memory.invalidate(ref.name)
+        # As `expect` and `settle` do it.
         placeholder = self._memory.reserve(ref.name) if ref.namespace.l1 else None
         receive = partial(self._stored, Sent(ref, placeholder, record, (fresh_until, ttl), order.since))
         life = ttl if record.negative else ttl + ref.freshness.grace
