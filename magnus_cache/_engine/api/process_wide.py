@@ -88,7 +88,7 @@ class ProcessCache:
         self._places = [Isolation((), {})]
         self._bound: weakref.WeakSet[Follower] = weakref.WeakSet()
         self._decorating: tuple[Engine, AsyncCache] | None = None
-        # Shared by all caches in this place: who disables or observes the cache means each of them.
+        # Shared by all caches in this place: to disable or observe the cache is to do so with each.
         self._special: set[object] = set()
         self._disabling: set[object] = set()
         self.observers = Observers(self._special)

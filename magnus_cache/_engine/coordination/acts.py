@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from magnus_cache._engine.coordination.fleet_log import FleetLog
 from magnus_cache._engine.coordination.happenings import Happenings
-from magnus_cache._engine.runtime.observers import Cleared, Deleted, Observers, TagsInvalidated, Touched, texts
+from magnus_cache._engine.runtime.observers import Cleared, Deleted, Observers, TagsInvalidated, Touched, text, texts
 from magnus_cache._engine.runtime.recorder import CallSite, Recorder, call_site, site_text
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ class Acts:
         """Note that a value has got a new time to live, in seconds."""
         self._parts.recorder.add_act(name, "touched", ttl)
         if self._parts.observers.active:
-            self._parts.observers.tell(Touched, str(namespace), *texts((name,)), ttl)
+            self._parts.observers.tell(Touched, str(namespace), text(name), ttl)
 
     def deleting(self, names: Sequence[bytes]) -> CallSite | None:
         """Note that values are about to be removed; return the place in the program, for `deleted`."""

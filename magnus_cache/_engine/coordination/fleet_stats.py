@@ -267,7 +267,7 @@ class FleetStats:
         :raises CacheUnavailableError: when Redis does not answer, or refuses.
         """
         second = await self._now(connection)
-        return [*self._names.sums(second), *await self._client.reporting(self._names, second, self.life)]
+        return [*self._names.shared(second), *await self._client.reporting(self._names, second, self.life)]
 
     async def _now(self, connection: "Connection") -> float:
         """Return the second of the epoch, in Redis' time, which only a connection that stands knows."""

@@ -4,8 +4,8 @@ All these keys are of one slot of a cluster, so that one script can add to the s
 whose answer was lost is sent again under its number, and counts once.
 
 The sums of the hours are for people: they end with their day. The total is for monitoring systems: it only grows, as a
-counter of Prometheus must. Publishing costs nothing more for it: who reads the total adds the hours that have ended to
-it, once, and shows it with the hours that have not. A server that may have lost the latest writes, after a failover or
+counter of Prometheus must. Publishing costs nothing more for it: a reader of the total adds the hours that have ended
+to it, once, and shows it with those that have not. A server that may have lost the latest writes, after a failover or
 a restart, could show a slightly smaller one, which a monitoring system would take for a restart at zero and count all
 of it again. So the total of such a server starts at zero, which is what monitoring systems expect.
 """
@@ -161,8 +161,8 @@ class FleetNames:
         """Return the name of the totals of a minute, by a second of the epoch in it."""
         return self._keyspace.control_name("fleet", f"m{int(second // 60)}") + self._tag
 
-    def sums(self, second: float) -> list[bytes]:
-        """Return all names that can be there, but for those of processes."""
+    def shared(self, second: float) -> list[bytes]:
+        """Return the names of all keys that processes share, whether they exist or not."""
         hours = [self.hour(second - 3_600 * back) for back in range(-1, _HOURS + 1)]
         minutes = [self.minute(second - 60 * back) for back in range(-1, MINUTES + 1)]
         return [self.index, self.total, self.notes, *hours, *minutes]
@@ -277,6 +277,8 @@ class FleetKeys:
     async def reporting(self, names: FleetNames, second: float, life: int) -> list[bytes]:
         """Return the names of what the processes that run have published.
 
+        :param second: now, in Redis' time.
+        :param life: seconds for which the report of a process counts.
         :raises CacheUnavailableError: when Redis does not answer, or refuses.
         """
         # The reader's own interval tells nothing about that of the others, and may be none: what they publish expires.

@@ -1,6 +1,6 @@
 """Queues by key: callers that would otherwise compete for a key take turns, each for a short time at most.
 
-Not a lock: a turn that takes too long passes to the next caller, and both go on. So nothing depends on a turn, and a
+Not a lock: a turn that takes too long passes to the next caller, and both run. So nothing depends on a turn, and a
 caller that hangs in its turn holds up the others for `MOST` only. What the callers do must be right without turns.
 """
 
