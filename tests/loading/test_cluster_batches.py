@@ -46,7 +46,8 @@ async def test_leases_and_values_of_one_call_travel_by_node(
         assert not held_leases(one)
         # From memory here, and from Redis in another process.
         assert await one.get_many("t", KEYS) == loaded == await other.get_many("t", KEYS)
-        assert state_of(one).memory.hit(b"magnus:t:k0") is not None
+        # On a busy machine, another node's word may be late, and what is kept is not served until it comes.
+        await wait_until_async(lambda: state_of(one).memory.hit(b"magnus:t:k0") is not None)
         await other.clear("t")
         assert await one.get_many("t", KEYS) == {}
         # What a clear leaves behind in Redis is no reason not to load.
