@@ -49,24 +49,25 @@ Group = TypeVar("Group", EmbeddedCluster, EmbeddedSentinels)
 _GROUPS: Final = {"shared_cluster", "shared_sentinels", "private_cluster_with", "private_sentinels_with"}
 """The fixtures of tests that run on several servers at a time."""
 
-_FOR_PEOPLE: Final = ("tests/cli/", "tests/dashboard/", "tests/observability/", "tests/project/", "tests/guide/")
+_FOR_PEOPLE: Final = (
+    "tests/cli/", "tests/dashboard/", "tests/observability/", "tests/project/", "tests/testing/test_pytest_plugin.py",
+)  # fmt: skip
 """Where the tests of what people touch are: most of them start a program each."""
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave further kinds of servers and loops of slow tests to `nox -s cluster`, which sets `MAGNUS_TESTS=all`.
 
-    Tests on a cluster or Sentinel set run on Valkey and asyncio here, those of tools and pages on Valkey.
+    Tests on a cluster or Sentinel set, and those of tools and pages, run on Valkey and asyncio here.
     """
     here, elsewhere = list[pytest.Item](), list[pytest.Item]()
     for item in items:
-        is_group = bool(_GROUPS & set(getattr(item, "fixturenames", ())))
-        is_for_people = item.nodeid.startswith(_FOR_PEOPLE)
-        if is_group or is_for_people:
+        is_slow = item.nodeid.startswith(_FOR_PEOPLE) or bool(_GROUPS & set(getattr(item, "fixturenames", ())))
+        if is_slow:
             item.add_marker("slow")
         kinds = set(item.name.partition("[")[2].rstrip("]").split("-"))
-        left = ("redis" in kinds and "valkey" not in kinds) or (is_group and "uvloop" in kinds)
-        (elsewhere if left and (is_group or is_for_people) else here).append(item)
+        left = ("redis" in kinds and "valkey" not in kinds) or "uvloop" in kinds
+        (elsewhere if left and is_slow else here).append(item)
     if os.environ.get("MAGNUS_TESTS") != "all" and elsewhere:
         items[:] = here
         config.hook.pytest_deselected(items=elsewhere)
