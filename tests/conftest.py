@@ -50,7 +50,8 @@ _GROUPS: Final = {"shared_cluster", "shared_sentinels", "private_cluster_with", 
 """The fixtures of tests that run on several servers at a time."""
 
 _FOR_PEOPLE: Final = (
-    "tests/cli/", "tests/dashboard/", "tests/observability/", "tests/project/", "tests/testing/test_pytest_plugin.py",
+    "tests/cli/", "tests/dashboard/", "tests/integrations/", "tests/observability/", "tests/project/",
+    "tests/testing/test_pytest_plugin.py",
 )  # fmt: skip
 """Where the tests of what people touch are: most of them start a program each."""
 
