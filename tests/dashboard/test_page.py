@@ -308,6 +308,15 @@ def test_keys_are_listed_and_explained(opened: Opened, url: str, cache: CacheMan
     assert "not there" in explained(page, 0)
 
 
+def test_what_a_codec_has_stored_is_shown_as_opaque_bytes(opened: Opened, url: str, cache: CacheManager) -> None:
+    cache.set(Namespace("t", codec=(pickle.dumps, pickle.loads)), "k", {1, 2})
+    cache.get_stats("fleet")
+    page = opened("--url", url)
+    assert listed(page, "t") == ["k"]
+    assert "opaque bytes of a codec" in explained(page, 0)
+    assert any("opaque bytes" in str(each.value) for each in page.markdown)
+
+
 def test_a_namespace_that_does_not_exist_has_no_keys(opened: Opened, url: str, cache: CacheManager) -> None:
     use(cache)
     page = opened("--url", url)
