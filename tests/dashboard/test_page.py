@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import pickle
 import re
 import sys
 from collections.abc import Callable, Iterator
@@ -13,7 +14,7 @@ import redis
 import streamlit as st
 from streamlit.testing.v1 import AppTest
 
-from magnus_cache import CacheManager
+from magnus_cache import CacheManager, Namespace
 from magnus_cache.dashboard import panel, texts
 from magnus_cache.dashboard.rows import decimals, groups, hit_rates, latencies, saved_unit, shown_minutes, traffic
 from magnus_cache.dashboard.texts import (
