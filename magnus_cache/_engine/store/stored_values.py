@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 __all__ = ["COPY_HERE", "Judged", "StoredValue", "judged", "settled", "stored_value"]
 
 _INFLATE_HERE: Final = 4_096
-"""Compressed bytes that are decompressed on the event loop: the result is at most a thousand times as large."""
+"""Compressed bytes that are decompressed on the event loop: of zlib, the result is at most a thousand times as large.
+
+Of Zstandard it may be larger; it fills memory ten times as fast."""
 
 COPY_HERE: Final = 1_048_576
 """Plain bytes that are checked or copied on the event loop: about a millisecond."""
