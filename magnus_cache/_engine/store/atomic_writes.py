@@ -137,14 +137,26 @@ class AtomicWrites(ManyFills):
             asked = self._clock()
             record = record._replace(epoch=self.state.epochs.highest)
             swapped = await self.swapped(wire, ref, (record, payload, ttl), expected, absent=True)
-            if swapped.done:
+            if swapped.done and await self._counts(wire, ref, record):
                 return True
-            if swapped.found is not None:
+            if swapped.done:
+                record = record._replace(version=new_version())
+            elif swapped.found is not None:
                 there = (await judged(self, wire, ref, swapped.found, asked)).value
                 if await opened(self, ref, there) is not MISS:
                     return False
                 expected = swapped.found[:HEADER_BYTES]
         return False
+
+    async def _counts(self, wire: "Connection", ref: KeyRef, record: Record) -> bool:
+        """Return whether a value that was just stored is valid: this process may have learned of a clear only now.
+
+        What was announced before the answer is known by now. Without that, others would find the key missing.
+        """
+        try:
+            return record.epoch >= await self.reads.epoch_sync.settled(wire, ref.epoch_names, record.tags)
+        except CacheUnavailableError:
+            return True  # It is stored; what became of it since is not known.
 
     async def swapped(
         self, wire: "Connection", ref: KeyRef, write: tuple[Record, bytes, float], expected: bytes, *, absent: bool
@@ -233,13 +245,13 @@ class AtomicWrites(ManyFills):
             if attempt.raw is None:
                 continue  # it was removed in between
             try:
-                stored, invalidated = await judged(self, wire, ref, attempt.raw, asked)
+                stored, invalidated, ended = await judged(self, wire, ref, attempt.raw, asked)
             except CacheUnavailableError:
                 if not attempt.done:
                     raise
                 # It was counted; what became of the number since is not known.
-                invalidated = False
-            if attempt.done and not invalidated:
+                invalidated = ended = False
+            if attempt.done and not (invalidated or ended):
                 self.written(ref)
                 number: int = codec.decode(envelope.unpack(attempt.raw, self.reads.limit(ref))[4])
                 return number

@@ -44,6 +44,8 @@ class Judged(NamedTuple):
     """None unless `get` would serve it fresh."""
     invalidated: bool = False
     """Whether it was invalidated, whatever its end."""
+    ended: bool = False
+    """Whether it had ended when Redis was asked, by the clock of this process."""
 
 
 _NOTHING: Final = Judged(None)
@@ -90,7 +92,7 @@ async def judged(writes: Writes, wire: "Connection", ref: KeyRef, raw: bytes, as
     found = settled_verdict(writes.state, ref, record, left, wire, asked)
     # A stale value has no time left, and a remembered error is not a value.
     if negative or found is not Verdict.FRESH:
-        return Judged(None, found.is_invalidated)
+        return Judged(None, found.is_invalidated, now + left <= asked)
     return Judged(StoredValue(raw, payload, header.fresh_until, header.life, header.epoch, tags))
 
 
