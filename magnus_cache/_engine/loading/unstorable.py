@@ -78,7 +78,7 @@ class Unstorable:
         first = not strict and self._is_first(function, kind)
         if not (first or strict):
             return error
-        work = partial(explained, value, error, "result")
+        work = partial(explained, value, error, "result", hidden=ref.namespace.seal)
         if ref.namespace.local:
             work = partial(CacheEncodeError, error.type_name, error.problem, "result")
         error = await self._off_loop(work, _size(value), _SEARCHED_HERE)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterator
+from importlib.util import find_spec
 from typing import Any, ClassVar, Final, NoReturn, Protocol, Self, Unpack
 
 from magnus_cache._engine.codec.compression import Compression, checked_compression
@@ -76,6 +77,8 @@ class Namespace(str):
         nothing.
     :param local: keep values in this process's memory only, by reference. They may be of any type: clients, compiled
         models, frames. They are never sent to Redis. Clears, tags and deletes of other processes still reach them.
+    :param seal: encrypt values and keys in Redis, with the keys of `seal_keys` in the settings; needs the extra
+        ``crypto``.
     :param strict: raise `CacheEncodeError` if the result of a load cannot be stored, instead of returning it.
     :param freshness: what may be done with values that expire soon or have expired: ``grace``, ``soft_timeout``,
         ``hard_timeout``, ``early``, ``jitter``, ``retry``, ``negative``; see `Freshness`.
@@ -92,12 +95,13 @@ class Namespace(str):
     version: Version | None
     offline: float | None
     local: bool
+    seal: bool
     strict: bool
     freshness: Freshness
 
     __slots__ = (
-        "compress", "freshness", "l1", "l1_ttl", "local", "max_value_bytes", "offline", "share", "strict", "ttl",
-        "version",
+        "compress", "freshness", "l1", "l1_ttl", "local", "max_value_bytes", "offline", "seal", "share", "strict",
+        "ttl", "version",
     )  # fmt: skip
 
     DEFAULTS: ClassVar[dict[str, Any]] = {
@@ -110,6 +114,7 @@ class Namespace(str):
         "version": None,
         "offline": None,
         "local": False,
+        "seal": False,
         "strict": False,
         "grace": NO_POLICY.grace,
         "soft_timeout": NO_POLICY.soft_timeout,
@@ -134,6 +139,7 @@ class Namespace(str):
         version: Version | None = None,
         offline: Duration | None = None,
         local: bool = False,
+        seal: bool = False,
         strict: bool = False,
         **freshness: Unpack[FreshnessOptions],
     ) -> Self:
@@ -149,10 +155,14 @@ class Namespace(str):
         put(self, "version", checked_version(version))
         put(self, "offline", None if offline is None else seconds(offline, "offline", zero=True))
         put(self, "local", _flag(local, "local"))
+        put(self, "seal", _flag(seal, "seal"))
         put(self, "strict", _flag(strict, "strict"))
         put(self, "freshness", Freshness.of(freshness))
         if self.local:
             _check_local(self)
+        if self.seal and find_spec("cryptography") is None:
+            problem = 'seal=True needs cryptography: pip install "magnus-cache[crypto]"'
+            raise ImportError(problem, name="cryptography")
         return self
 
     @property
@@ -231,6 +241,8 @@ def _check_local(namespace: Namespace) -> None:
         raise CacheArgumentError("l1", "a local namespace keeps its values in memory only; leave out l1=False")
     if namespace.compress:
         raise CacheArgumentError("compress", "nothing of a local namespace is encoded; leave out compress")
+    if namespace.seal:
+        raise CacheArgumentError("seal", "nothing of a local namespace is sent to Redis; leave out seal=True")
     if namespace.max_value_bytes is not None:
         problem = (
             "nothing of a local namespace is encoded; leave it out: l1_max_bytes of the settings bounds the memory"

@@ -5,6 +5,7 @@ from typing import Any, Final
 
 from magnus_cache._engine import codec
 from magnus_cache._engine.codec.refusals import explained
+from magnus_cache._engine.codec.sealing import SEAL_FAILURES
 from magnus_cache._engine.coordination.state import State
 from magnus_cache._engine.flights.context import is_unmodified
 from magnus_cache._engine.memory.entry import Entry, ReferenceEntry
@@ -174,7 +175,7 @@ class Coding:
             # In steps here too: between them, other threads get the GIL.
             payload = at_once(self.encoding(value))
         except CacheEncodeError as error:
-            raise explained(value, error, "value") from error
+            raise explained(value, error, "value", hidden=ref.namespace.seal) from error
         at_once(self.checking(ref, payload))
         return payload
 
@@ -189,7 +190,7 @@ class Coding:
         try:
             payload = _encoded(value)
         except CacheEncodeError as error:
-            raise explained(value, error, "value") from error
+            raise explained(value, error, "value", hidden=namespace.seal) from error
         limit = namespace.max_value_bytes or self._settings.max_value_bytes
         # Larger ones are checked for what they take once decoded, and those beyond the limit are refused.
         return payload if len(payload) <= min(limit, codec.LARGE) else None
@@ -212,7 +213,7 @@ class Coding:
         try:
             payload = await in_turns(codec.encode_steps(value)) if codec.is_heavy(value) else _encoded(value)
         except CacheEncodeError as error:
-            raise explained(value, error, "value") from error
+            raise explained(value, error, "value", hidden=ref.namespace.seal) from error
         if len(payload) < codec.LARGE:
             self.check_size(ref, payload)
         else:
@@ -250,6 +251,13 @@ class Coding:
             # Refused here, because every later read would fail.
             raise CacheValueTooLargeError(ref.namespace, size, limit, decoded=True) from None
 
+    def plain(self, ref: KeyRef, raw: bytes) -> bytes:
+        """Return what Redis has of a value, opened if the value has to be sealed.
+
+        :raises CacheDecodeError: for a value that cannot be opened, or is not sealed and has to be.
+        """
+        return self.state.seals.opened(ref.namespace, ref.name, raw) if ref.namespace.seal else raw
+
     def limit(self, ref: KeyRef) -> int:
         """Return the most bytes that a payload in this namespace may have."""
         return ref.namespace.max_value_bytes or self._settings.max_value_bytes
@@ -257,6 +265,7 @@ class Coding:
     def unreadable(self, ref: KeyRef, error: CacheDecodeError) -> None:
         """Count a value that cannot be read, and log a warning without the value."""
         ref.counters.unreadable += 1
+        ref.counters.seal_failures += error.reason in SEAL_FAILURES
         if self.state.observers.active:
             self.state.observers.about(Unreadable, ref, error.reason)
         topic = f"unreadable:{ref.namespace}:{error.reason}"
