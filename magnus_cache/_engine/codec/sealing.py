@@ -123,7 +123,7 @@ class SealRing:
         text = name[len(self._prefix) + len(namespace.encode()) + 2 :].decode("utf-8", "replace")
         found = _SEALED_TEXT.fullmatch(text)
         if found is None or found["id"] not in self._keys:
-            raise CacheDecodeError("seal", "it is sealed with a key that is not one of seal_keys (MAGNUS_CACHE_SEAL_KEYS)")
+            raise CacheDecodeError("seal", "the value is sealed with a key that is not one of seal_keys")
         return self._of(found["id"], namespace)
 
     def sealed(self, namespace: str, name: bytes, raw: bytes) -> bytes:
