@@ -102,8 +102,10 @@ def get(
     prefix: Prefix = None,
     json: Json = False,
 ) -> None:
-    """Print a value, as JSON. Exit code 1 if there is none, or if it is sealed and --reveal is not given."""
-    del json  # a value is always printed so
+    """Print a value, as JSON. Exit code 1 if there is none, or if it is sealed and --reveal is not given.
+
+    Of what a codec of the application has stored, only the size can be told.
+    """
     with opened(url, prefix) as cache:
         if reveal and cache._engine.state.settings.seal_keys is None:
             raise CommandError(WRONG_USAGE, "--reveal needs the keys of sealed values: set MAGNUS_CACHE_SEAL_KEYS")
@@ -111,9 +113,16 @@ def get(
         if not reveal and (is_sealed_text(key) or (place.seal and cache.contains(place, key_of(key)))):
             raise CommandError(FINDING, f"{namespace}:{key}: the value is sealed; --reveal shows it")
         value = cache.get(place, key_of(key), default=_NOTHING)
-        if value is _NOTHING:
-            raise CommandError(FINDING, f"{namespace}:{key}: {cache.explain(place, key_of(key)).verdict}")
-    typer.echo(shown(value))
+        if value is not _NOTHING:
+            typer.echo(shown(value))
+            return
+        found = cache.explain(place, key_of(key))
+    if not found.opaque:
+        raise CommandError(FINDING, f"{namespace}:{key}: {found.verdict}")
+    if json:
+        print_json({"opaque_bytes": found.size})
+    else:
+        typer.echo(f"{found.size} opaque bytes, stored by the codec of namespace {namespace!r}")
 
 
 _NOTHING = object()

@@ -41,7 +41,8 @@ class KeyRef:
 
     :ivar freshness: the freshness policy of the namespace, or of the call.
     :ivar others: for a sealed value, if there are several keys: a reference for the name by each key, this one's first.
-    :ivar is_far: whether the value is never kept in memory and has no freshness policy: a read needs its payload only.
+    :ivar is_far: whether the value is never kept in memory, is not sealed, and has no freshness policy and no codec:
+        a read needs its payload only.
     """
 
     __slots__ = ("counters", "epoch_names", "freshness", "is_far", "name", "namespace", "others")
@@ -56,7 +57,8 @@ class KeyRef:
         self.counters = counters
         self.epoch_names = epoch_names
         self.others = others
-        self.is_far = freshness is NO_POLICY and not (namespace.l1 or namespace.local or namespace.seal)
+        kept = namespace.l1 or namespace.local
+        self.is_far = freshness is NO_POLICY and not (kept or namespace.seal) and namespace.codec is None
 
     def each(self) -> "tuple[KeyRef, ...]":
         """Return a reference for each name that the value may have."""
