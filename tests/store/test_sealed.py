@@ -272,6 +272,7 @@ def test_nothing_secret_is_in_redis_in_logs_or_in_tools(
         with pytest.raises(CacheArgumentError) as equal:
             cache.get_many(USERS, [1, True])
         shown.append(str(equal.value))
+        shown.append(everything(raw).decode("latin-1"))
         # Bytes that cannot be opened, and an outage with deletes that the journal keeps.
         for name in names(raw):
             raw.set(name, SECRET)
