@@ -4,7 +4,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import asdict
 from itertools import islice
-from typing import Annotated
+from typing import Annotated, Any
 from urllib.parse import unquote
 
 import typer
@@ -139,8 +139,9 @@ def _place(cache: CacheManager, namespace: str, key: str) -> Namespace:
         return policy
     if not is_sealed_text(key) and not any(map(is_sealed_text, cache.scan(namespace, "*sealed.*"))):
         return policy
+    options: dict[str, Any] = {**policy.policy, "seal": True}
     try:
-        return Namespace(str(policy), **{**policy.policy, "seal": True})
+        return Namespace(str(policy), **options)
     except ImportError as error:
         raise CommandError(WRONG_USAGE, str(error)) from error
 
