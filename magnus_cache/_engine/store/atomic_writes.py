@@ -330,9 +330,7 @@ class AtomicWrites(ManyFills):
                 break
         return ref.each()[0]
 
-    async def _increment(
-        self, wire: "Connection", ref: KeyRef, change: Change, reject: bytes, lowest: int
-    ) -> Attempt:  # fmt: skip
+    async def _increment(self, wire: "Connection", ref: KeyRef, change: Change, reject: bytes, lowest: int) -> Attempt:
         """Send an increment, once."""
         ttl = lifetime(change.ttl, ref.freshness.jitter, random)
         created = envelope.pack(
