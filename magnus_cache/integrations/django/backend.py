@@ -1,6 +1,6 @@
 """The backend: Django's interface of a cache over a `CacheManager`."""
 
-from collections.abc import Awaitable, Callable, Generator, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import contextmanager
 from functools import partial
 from inspect import isawaitable
@@ -244,7 +244,10 @@ class MagnusCache(BaseCache):  # type: ignore[misc]  # Django has no types
         """See `incr_version`."""
         version = self.version if version is None else version
         old, new = self._key(key, version), self._key(key, version + delta)
-        value, life = await self._awaited.get(self._namespace, old, _MISSING), await self._awaited.ttl(self._namespace, old)
+        value, life = (
+            await self._awaited.get(self._namespace, old, _MISSING),
+            await self._awaited.ttl(self._namespace, old),
+        )
         if value is _MISSING or life is None:
             raise _not_found(key)
         await self._awaited.set(self._namespace, new, value, life)
@@ -273,7 +276,9 @@ class MagnusCache(BaseCache):  # type: ignore[misc]  # Django has no types
             values = {name: data[key] for name, key in names.items()}
             return [] if self.manager.set_many(self._namespace, values, life) else list(data)
 
-    async def aset_many(self, data: Mapping[Any, Any], timeout: Any = DEFAULT_TIMEOUT, version: Any = None) -> list[Any]:
+    async def aset_many(
+        self, data: Mapping[Any, Any], timeout: Any = DEFAULT_TIMEOUT, version: Any = None
+    ) -> list[Any]:
         """See `set_many`."""
         names, life = self._keys(data, version), self._life(timeout)
         if not life:

@@ -159,7 +159,11 @@ def _namespace(namespace: Any, codec: Any, where: str) -> Namespace:
     if functions is not None and isinstance(namespace, Namespace):
         raise InvalidCacheBackendError(f'{place}: give the codec to the Namespace, or "namespace" as text')
     try:
-        return namespace if isinstance(namespace, Namespace) else Namespace(namespace, **({} if functions is None else {"codec": functions}))
+        return (
+            namespace
+            if isinstance(namespace, Namespace)
+            else Namespace(namespace, **({} if functions is None else {"codec": functions}))
+        )
     except CacheArgumentError as error:
         option = "codec" if error.argument == "codec" else "namespace"
         problem = f'{place}["{option}"]: {error.problem}'

@@ -1,0 +1,178 @@
+"""Django's middleware, template tag, sessions and awaited views on our backend, and what rate limits do; outages."""
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from http import HTTPStatus
+from typing import Any
+
+import pytest
+import redis
+from django.core.cache import cache, caches
+from django.core.cache.utils import make_template_fragment_key
+from django.template import engines
+from django.test import AsyncClient, Client, override_settings
+from django.utils.safestring import SafeString
+
+from magnus_cache import CacheManager, CacheUnavailableError
+from magnus_cache.embedded import EmbeddedServer
+from magnus_cache.testing import Proxy
+from tests.support import django_site as site
+from tests.support.django_site import on
+from tests.support.wait import wait_until
+
+SLACK = 1.0
+"""Seconds that a request may take on a busy machine."""
+
+
+@pytest.fixture
+def use(url: str) -> Iterator[str]:
+    with on(url):
+        yield url
+
+
+# -- through the doors of Django --------------------------------------------------------------------------------
+
+
+def test_the_middleware_caches_pages(use: str) -> None:
+    middleware = ["django.middleware.cache.UpdateCacheMiddleware", "django.middleware.cache.FetchFromCacheMiddleware"]
+    site.calls.clear()
+    with override_settings(MIDDLEWARE=middleware):
+        first, again = Client().get("/plain"), Client().get("/plain")
+        assert first.content == again.content == b"1 for all"
+        assert again.cookies["seen"].output() == first.cookies["seen"].output()
+        assert again.headers["Expires"] == first.headers["Expires"]
+        assert Client().get("/plain", headers={"X-Who": "Ada"}).content == b"2 for Ada"
+        assert Client().get("/plain?q=1").content == b"3 for all"
+        assert Client().post("/plain").content == b"4 for all"
+        assert Client().head("/plain").content == b""
+    assert len(site.calls) == 4
+    assert [Client().get("/page").content for _ in range(2)] == [b"&lt;Ada&gt; &amp; 5".replace(b"&amp;", b"&")] * 2
+    cache.clear()
+    assert Client().get("/page").content.endswith(b"6")
+
+
+def test_the_template_tag_caches_fragments(use: str) -> None:
+    source = "{% load cache %}{% cache 60 greeting name %}<b>{{ name }}</b> {{ count }}{% endcache %}"
+    template = engines["django"].from_string(source)
+    assert template.render({"name": "<Ada>", "count": 1}) == "<b>&lt;Ada&gt;</b> 1"
+    assert template.render({"name": "<Ada>", "count": 2}) == "<b>&lt;Ada&gt;</b> 1"
+    assert template.render({"name": "Bo", "count": 3}) == "<b>Bo</b> 3"
+    fragment = cache.get(make_template_fragment_key("greeting", ["<Ada>"]))
+    assert type(fragment) is SafeString
+    assert cache.delete(make_template_fragment_key("greeting", ["<Ada>"]))
+    assert template.render({"name": "<Ada>", "count": 4}).endswith("4")
+
+
+def test_sessions(use: str) -> None:
+    with override_settings(MIDDLEWARE=["django.contrib.sessions.middleware.SessionMiddleware"]):
+        one, other = Client(), Client()
+        assert [one.get("/visits").json()["visits"] for _ in range(3)] == [1, 2, 3]
+        assert other.get("/visits").json()["visits"] == 1
+        stolen = one.cookies["sessionid"].value
+        one.get("/leave")
+        one.cookies["sessionid"] = stolen
+        assert one.get("/visits").json()["visits"] == 1
+        assert other.get("/visits").json()["visits"] == 2
+
+
+def test_rate_limits(use: str) -> None:
+    assert [Client().get("/limited").status_code for _ in range(5)] == [200, 200, 200, 403, 403]
+    assert [Client().get("/throttled").status_code for _ in range(5)] == [200, 200, 200, 429, 429]
+
+
+def test_awaited_views_use_no_thread(use: str) -> None:
+    async def requests() -> list[Any]:
+        # Whatever asks for a worker thread fails.
+        asyncio.get_running_loop().set_default_executor(NoThreads())
+        before = threading.active_count()
+        found = [(await AsyncClient().get("/awaited")).json() for _ in range(2)]
+        backend = caches["default"]
+        await backend.aset_many({"a": 1, "n": 1.5})
+        await backend.aincr("n", 1)
+        await asyncio.gather(*(backend.aget("a") for _ in range(20)))
+        assert threading.active_count() == before
+        await cache.manager.aio.close()
+        return found
+
+    assert asyncio.run(requests()) == [{"seen": [1], "count": 5}] * 2
+
+
+class NoThreads(ThreadPoolExecutor):
+    def submit(self, *_: Any, **__: Any) -> Any:
+        raise AssertionError("a worker thread was asked for")
+
+
+# -- outages ----------------------------------------------------------------------------------------------------
+
+OP_TIMEOUT = 0.3
+
+
+def seconds_of(view: Callable[[], Any]) -> tuple[float, Any]:
+    began = time.monotonic()
+    answer = view()
+    return time.monotonic() - began, answer
+
+
+def test_an_outage_hangs_no_request(proxy: Proxy, url: str) -> None:
+    """Redis swallows all that it is sent: the first request waits for op_timeout, the others for nothing."""
+    session = ["django.contrib.sessions.middleware.SessionMiddleware"]
+    with on(proxy.url, OPTIONS={"op_timeout": OP_TIMEOUT}), override_settings(MIDDLEWARE=session):
+        client = Client()
+        assert client.get("/visits").json() == {"visits": 1}
+        page = client.get("/page").content
+        proxy.black_hole()
+        first, answer = seconds_of(lambda: client.get("/visits"))
+        assert answer.json()["visits"] == 2  # from memory
+        assert first < OP_TIMEOUT + SLACK
+        for path in ("/visits", "/page", "/limited", "/throttled", "/plain"):
+            took, answer = seconds_of(lambda path=path: client.get(path))
+            assert answer.status_code == HTTPStatus.OK
+            assert took < SLACK, path
+        assert client.get("/page").content == page
+        cache.set("k", "new")
+        assert cache.get("k") == "new"
+        assert cache.get("other", "default") == "default"
+        cache.set("n", 1)
+        assert cache.incr("n") == 2
+        with pytest.raises(ValueError, match="not found"):
+            cache.incr("missing")
+        cache.delete_many(["n"])
+        took, answers = seconds_of(lambda: asyncio.run(in_an_outage()))
+        assert answers == ["new", None, True, False]
+        assert took < SLACK
+
+
+async def in_an_outage() -> list[Any]:
+    backend = caches["default"]
+    await backend.aset("a", 1)
+    return [await backend.aget("k"), await backend.aget("n"), await backend.aadd("b", 1), await backend.atouch("c")]
+
+
+def test_what_is_written_in_an_outage_reaches_the_others(proxy: Proxy, url: str) -> None:
+    with on(proxy.url, OPTIONS={"op_timeout": OP_TIMEOUT}), CacheManager(redis_url=url) as other:
+        cache.set_many({"set": "old", "deleted": "old"})
+        assert other.get("django", ":1:set") == "old"
+        proxy.refuse()
+        proxy.cut()
+        cache.get("other")
+        wait_until(lambda: not cache.manager.redis_available)
+        cache.set("set", "new")
+        cache.delete("deleted")
+        assert cache.get("deleted") is None
+        assert other.get("django", ":1:set") == "old"
+        proxy.resume()
+        wait_until(lambda: other.get("django", ":1:set") != "old" and other.get("django", ":1:deleted") is None)
+        wait_until(lambda: cache.get("set") != "old")
+
+
+def test_a_clear_that_redis_refuses_is_an_error(private_server: EmbeddedServer) -> None:
+    with redis.Redis(port=private_server.port) as admin, on(private_server.url):
+        cache.set("k", 1)
+        admin.config_set("maxmemory", "1")
+        with pytest.raises(CacheUnavailableError):
+            cache.clear()
+        cache.set("k", 2)
+        assert cache.get("k") != 1
