@@ -305,7 +305,8 @@ def test_a_manager_that_no_entry_uses_any_more_is_closed(url: str) -> None:
 PREFORK = """
 import os, sys
 from django.conf import settings
-settings.configure(CACHES={"default": {"BACKEND": "magnus_cache.integrations.django.MagnusCache", "LOCATION": sys.argv[1]}})
+backend = "magnus_cache.integrations.django.MagnusCache"
+settings.configure(CACHES={"default": {"BACKEND": backend, "LOCATION": sys.argv[1]}})
 from django.core.cache import cache
 cache.set("n", 0, None)
 assert cache.get("n") == 0

@@ -42,7 +42,7 @@ def uncached(
     ref.counters.load_micros += int(cost * MICROSECONDS)
     state.stats.load_latency.add(cost)
     try:
-        return value, codec.encode(value)
+        return value, codec.encode_by(ref.namespace.codec, value)
     except CacheEncodeError:
         # Then the waiting callers share the object, as they would without a cache.
         return value, None

@@ -10,12 +10,12 @@ from enum import Enum
 from itertools import islice
 from typing import Any, Final
 
-from magnus_cache._engine.memory.entry import Entry
+from magnus_cache._engine.memory.entry import MOST_BYTES, CodecBytes, Entry
 from magnus_cache._engine.memory.records import is_plain
 from magnus_cache._engine.memory.store import LocalCache
 from magnus_cache._engine.runtime.critical import section
 
-__all__ = ["footprint", "has_room", "keep_decoded", "payload_kept"]
+__all__ = ["footprint", "has_room", "keep_decoded", "object_size", "payload_kept"]
 
 _NODES: Final = 256
 """Parts sampled in total. A value is estimated once, at its first hit or when it is written."""
@@ -46,6 +46,29 @@ def footprint(value: Any, encoded: int) -> int:
     return max(_estimate(value, _NODES, set()), encoded if kind is not bool and value is not None else 0)
 
 
+def object_size(value: Any) -> int:
+    """Return about how many bytes an object takes, as far as it can be asked, for the bound on the memory.
+
+    What a library allocates outside of Python counts where the object tells: by ``nbytes``, ``estimated_size()`` or
+    ``__sizeof__``.
+    """
+    size = 0
+    for ask in (
+        lambda: footprint(value, 0),
+        lambda: sys.getsizeof(value),
+        lambda: value.nbytes,
+        lambda: value.estimated_size(),
+    ):
+        try:
+            told = ask()
+        # The object's own methods may do anything; then they tell nothing.
+        except Exception:  # noqa: BLE001  # as said
+            continue
+        if type(told) is int:
+            size = max(size, told)
+    return min(size, MOST_BYTES)
+
+
 def has_room(memory: LocalCache, size: int) -> bool:
     """Return whether a value of that size may be kept decoded. A larger one is kept encoded, if at all."""
     return size <= memory.max_bytes // 2
@@ -59,13 +82,24 @@ def payload_kept(memory: LocalCache, value: Any, payload: bytes) -> bytes | None
     return payload if memory.tiered and not is_plain(value) else None
 
 
-def keep_decoded(memory: LocalCache, name: bytes, entry: Entry, value: Any, *, shared: bool) -> None:
+def keep_decoded(
+    memory: LocalCache, name: bytes, entry: Entry, value: Any, *, shared: bool, made: CodecBytes | None = None
+) -> None:
     """Replace an entry's encoded value by the decoded one if there is room, and count its new size.
 
     :param shared: whether the value is mutable, so that only callers whose namespace shares it may get it.
+    :param made: the payload that is kept with it, if the codec of a namespace has decoded it.
     """
     payload = entry.payload
     if payload is None:
+        return
+    if made is not None:
+        # Never in place: to callers without that codec, it is not the value of the payload.
+        size = entry.size - entry.length + len(made) + object_size(value)
+        if has_room(memory, size):
+            decoded = entry.decoded(value, size, shared=True)
+            decoded.encoded = made
+            memory.replace(name, entry, decoded)
         return
     encoded = payload_kept(memory, value, payload)
     size = entry.size - (len(payload) if encoded is None else 0) + footprint(value, len(payload))

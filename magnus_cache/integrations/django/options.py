@@ -162,7 +162,7 @@ def _namespace(namespace: Any, codec: Any, where: str) -> Namespace:
         return (
             namespace
             if isinstance(namespace, Namespace)
-            else Namespace(namespace, **({} if functions is None else {"codec": functions}))
+            else Namespace(namespace, codec=functions)
         )
     except CacheArgumentError as error:
         option = "codec" if error.argument == "codec" else "namespace"
