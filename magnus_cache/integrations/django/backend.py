@@ -52,8 +52,8 @@ class MagnusCache(BaseCache):  # type: ignore[misc]  # Django has no types
     """
 
     def __init__(self, location: Any, params: Mapping[str, Any]) -> None:
-        super().__init__(params)
         self._shared = shared_by(location, params)
+        super().__init__(params)
         self._namespace = self._shared.namespace
         self._explaining = partial(_explained, pickles=self._namespace.codec is not None)
 

@@ -36,12 +36,11 @@ def model_state(instance: Any) -> dict[str, Any]:
         raise CacheEncodeError(meta.label, f"the model {meta.label} cannot be stored: {problem}")
     binary = dict(state.get("_memoryview_attrs", ()))
     values = {name: _plain(value) for name, value in state.items() if name not in _NOT_STORED}
-    fields = [field.attname for field in meta.concrete_fields]
     forward = {field.name for field in meta.concrete_fields if field.is_relation}
     loaded = instance._state.fields_cache
     return {
         "model": meta.label, "values": values | binary, "binary": list(binary),
-        "absent": [name for name in fields if name not in values and name not in binary],
+        "fields": [field.attname for field in meta.concrete_fields],
         "db": instance._state.db, "adding": instance._state.adding,
         "related": {name: related for name, related in loaded.items() if name in forward},
     }  # fmt: skip
@@ -60,9 +59,8 @@ def model_from(state: dict[str, Any]) -> Any:
     :raises LookupError: if its model has other fields than then, or no longer exists; the stored value is then a miss.
     """
     model: Any = apps.get_model(state["model"])
-    values, absent, binary = state["values"], state["absent"], state["binary"]
-    fields = {field.attname for field in model._meta.concrete_fields}
-    if not fields <= {*values, *absent} or not fields.issuperset(absent):
+    values, binary = state["values"], state["binary"]
+    if {field.attname for field in model._meta.concrete_fields} != set(state["fields"]):
         raise LookupError(f"the model {state['model']} has other fields now")
     instance = model.__new__(model)
     record = ModelState()

@@ -99,7 +99,7 @@ def _placed(problem: str, given: Mapping[str, Any], *, located: bool, where: str
 
 
 def alias_of(location: Any, params: Mapping[str, Any]) -> str:
-    """Return the place of an entry in the settings, such as ``CACHES["default"]``; a backend does not know its alias."""
+    """Return the place of an entry in the settings, such as ``CACHES["default"]``, of which Django tells nothing."""
     for alias, entry in settings.CACHES.items():
         others = {name: value for name, value in entry.items() if name not in ("BACKEND", "LOCATION")}
         if others == params and entry.get("LOCATION", "") == location:
@@ -159,11 +159,7 @@ def _namespace(namespace: Any, codec: Any, where: str) -> Namespace:
     if functions is not None and isinstance(namespace, Namespace):
         raise InvalidCacheBackendError(f'{place}: give the codec to the Namespace, or "namespace" as text')
     try:
-        return (
-            namespace
-            if isinstance(namespace, Namespace)
-            else Namespace(namespace, codec=functions)
-        )
+        return namespace if isinstance(namespace, Namespace) else Namespace(namespace, codec=functions)
     except CacheArgumentError as error:
         option = "codec" if error.argument == "codec" else "namespace"
         problem = f'{place}["{option}"]: {error.problem}'
