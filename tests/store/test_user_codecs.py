@@ -332,7 +332,8 @@ def test_classes_that_are_registered_anew_are_loaded_again() -> None:
         manager.set(PICKLED, "k", (1, "a"))
         assert manager.get(PICKLED, "k") == manager.get(PICKLED, "k") == (1, "a")
         before = CALLS["loads"]
-        state_of(manager).memory.types_replaced()
+        memory: Any = state_of(manager).memory
+        memory.types_replaced()
         assert manager.get(PICKLED, "k") == manager.get(PICKLED, "k") == (1, "a")
         assert CALLS["loads"] == before + 1
 
@@ -421,8 +422,7 @@ def test_not_modified_is_for_loaders(manager: CacheManager) -> None:
 def test_what_loads_refuses_is_a_counted_miss_and_one_line(
     url: str, kind: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    far = {"l1": False} if kind == "far" else {}
-    space = Namespace("models", codec=(dumps, broken), **far)
+    space = Namespace("models", codec=(dumps, broken), l1=kind != "far")
     with CacheManager(redis_url=url) as manager:
         manager.set(space, "k", Model(1))
         assert [manager.get(space, "k") for _ in range(3)] == [None] * 3
@@ -452,8 +452,7 @@ def test_a_coroutine_from_loads_is_no_value(manager: CacheManager) -> None:
 
 @pytest.mark.parametrize("kind", ["near", "far", "compressed"])
 def test_without_the_codec_it_is_a_miss_and_never_unpickled(url: str, kind: str) -> None:
-    far = {"l1": False} if kind == "far" else {}
-    plain = Namespace("models", **far)
+    plain = Namespace("models", l1=kind != "far")
     with CacheManager(redis_url=url) as writer, CacheManager(redis_url=url) as reader:
         writer.set_many(KINDS[kind], {"k": Model(1), "j": ["x"] * 2000, "n": 7})
         for _ in range(2):

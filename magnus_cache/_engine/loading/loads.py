@@ -204,8 +204,7 @@ class Loads:
             except NoThreadError as error:
                 with self.span(request, flight):
                     called = partial(self.called_blocking, loader)
-                    value, payload = uncached(self.acquirer, ref, flight, called, error)
-                    return LoadedValue(value, payload, user_codec=ref.namespace.codec)
+                    return uncached(self.acquirer, ref, flight, called, error)
             opened = self._opened(ref, got, flight)
             fence = self.to_load(request, flight, got, opened)
             if isinstance(fence, LoadedValue):

@@ -15,7 +15,7 @@ from magnus_cache._engine.memory.records import is_plain
 from magnus_cache._engine.memory.store import LocalCache
 from magnus_cache._engine.runtime.critical import section
 
-__all__ = ["footprint", "has_room", "keep_decoded", "object_size", "payload_kept"]
+__all__ = ["footprint", "has_room", "keep_decoded", "keep_made", "object_size", "payload_kept"]
 
 _NODES: Final = 256
 """Parts sampled in total. A value is estimated once, at its first hit or when it is written."""
@@ -82,24 +82,13 @@ def payload_kept(memory: LocalCache, value: Any, payload: bytes) -> bytes | None
     return payload if memory.tiered and not is_plain(value) else None
 
 
-def keep_decoded(
-    memory: LocalCache, name: bytes, entry: Entry, value: Any, *, shared: bool, made: CodecBytes | None = None
-) -> None:
+def keep_decoded(memory: LocalCache, name: bytes, entry: Entry, value: Any, *, shared: bool) -> None:
     """Replace an entry's encoded value by the decoded one if there is room, and count its new size.
 
     :param shared: whether the value is mutable, so that only callers whose namespace shares it may get it.
-    :param made: the payload that is kept with it, if the codec of a namespace has decoded it.
     """
     payload = entry.payload
     if payload is None:
-        return
-    if made is not None:
-        # Never in place: to callers without that codec, it is not the value of the payload.
-        size = entry.size - entry.length + len(made) + object_size(value)
-        if has_room(memory, size):
-            decoded = entry.decoded(value, size, shared=True)
-            decoded.encoded = made
-            memory.replace(name, entry, decoded)
         return
     encoded = payload_kept(memory, value, payload)
     size = entry.size - (len(payload) if encoded is None else 0) + footprint(value, len(payload))
@@ -114,6 +103,18 @@ def keep_decoded(
         # Never in place for a shared value: callers that do not share it may remember the entry.
         decoded = entry.decoded(value, size, shared=shared)
         decoded.encoded = encoded
+        memory.replace(name, entry, decoded)
+
+
+def keep_made(memory: LocalCache, name: bytes, entry: Entry, value: Any, payload: CodecBytes) -> None:
+    """Replace an entry's encoded value by what the codec of a namespace has made of it, if there is room for both.
+
+    Never in place: to callers without that codec, it is not the value of the payload.
+    """
+    size = entry.size - entry.length + len(payload) + object_size(value)
+    if has_room(memory, size):
+        decoded = entry.decoded(value, size, shared=True)
+        decoded.encoded = payload
         memory.replace(name, entry, decoded)
 
 

@@ -8,7 +8,7 @@ from magnus_cache._engine.codec.refusals import explained
 from magnus_cache._engine.coordination.state import State
 from magnus_cache._engine.flights.context import is_unmodified
 from magnus_cache._engine.memory.entry import CodecBytes, Entry, ReferenceEntry
-from magnus_cache._engine.memory.footprint import keep_decoded
+from magnus_cache._engine.memory.footprint import keep_decoded, keep_made
 from magnus_cache._engine.policy.namespaces import Namespace
 from magnus_cache._engine.runtime.observers import Unreadable
 from magnus_cache._engine.runtime.turns import at_once, in_turns
@@ -136,12 +136,13 @@ class Coding:
     def _kept(self, ref: KeyRef, entry: Entry, payload: bytes, value: Any, *, large: bool = False) -> Any:
         """Return a decoded value for one caller; keep it in memory if others may get it, too, or a plan to copy it."""
         memory, namespace, immutable = self.state.memory, ref.namespace, codec.is_immutable(value)
-        made = None
         if codec.is_opaque(payload):
-            made = CodecBytes.of(payload, namespace.codec, immutable=immutable)
-        if immutable or namespace.share:
-            keep_decoded(memory, ref.name, entry, value, shared=not immutable, made=made)
-        elif made is None and not large and len(payload) <= codec.MOST_PLANNED_BYTES:
+            if immutable or namespace.share:
+                made = CodecBytes.of(payload, namespace.codec, immutable=immutable)
+                keep_made(memory, ref.name, entry, value, made)
+        elif immutable or namespace.share:
+            keep_decoded(memory, ref.name, entry, value, shared=not immutable)
+        elif not large and len(payload) <= codec.MOST_PLANNED_BYTES:
             return keep_planned(memory, ref.name, entry, value)
         return value
 
