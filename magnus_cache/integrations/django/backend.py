@@ -9,7 +9,6 @@ from typing import Any, Final
 
 from django.core.cache.backends.base import DEFAULT_TIMEOUT, BaseCache
 
-import magnus_cache.integrations.django.values  # noqa: F401  # registers Django's types
 from magnus_cache import (
     TTL_FOREVER,
     AsyncCacheManager,
@@ -20,8 +19,11 @@ from magnus_cache import (
     CacheValueTooLargeError,
 )
 from magnus_cache.integrations.django.managers import shared_by
+from magnus_cache.integrations.django.values import register
 
 __all__ = ["MagnusCache", "UnstorableError"]
+
+register()
 
 _MISSING: Final[Any] = object()
 

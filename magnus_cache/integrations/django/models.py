@@ -63,7 +63,7 @@ def model_from(state: dict[str, Any]) -> Any:
     if {field.attname for field in model._meta.concrete_fields} != set(state["fields"]):
         raise LookupError(f"the model {state['model']} has other fields now")
     instance = model.__new__(model)
-    record = ModelState()
+    record: Any = ModelState()
     record.db, record.adding, record.fields_cache = state["db"], state["adding"], dict(state["related"])
     given = {name: memoryview(value) if name in binary else value for name, value in values.items()}
     given |= {"_state": record, DJANGO_VERSION_PICKLE_KEY: django.__version__}

@@ -174,11 +174,12 @@ def _codec(codec: Any, place: str) -> Codec:
     """
     if codec == "pickle":
         return _pickled, pickle.loads
-    found = _imported(codec, place) if isinstance(codec, str) else codec
+    found: Any = _imported(codec, place) if isinstance(codec, str) else codec
     if isinstance(found, type):
         found = found()
-    if isinstance(found, list | tuple) and len(found) == 2:
-        return found[0], found[1]
+    if isinstance(found, list | tuple):
+        pair: Any = tuple(found)
+        return pair
     try:
         return found.dumps, found.loads
     except AttributeError:

@@ -138,7 +138,7 @@ def _unchanged(value: Any) -> Any:
 
 
 def register() -> None:
-    """Register Django's types. Importing this module does this."""
+    """Register Django's types. Importing the backend does this; call it again after a reload of Django."""
     register_type(SafeString, name="django.SafeString", encode=str.__str__, decode=SafeString)
     register_type(
         HttpResponseBase, name="django.HttpResponse", encode=_response_state, decode=_response_from, subclasses=True
@@ -151,6 +151,3 @@ def register() -> None:
     )
     register_type(Model, name="django.Model", encode=model_state, decode=model_from, subclasses=True)
     register_type(QuerySet, name="django.QuerySet", encode=_refuse_queryset, decode=_unchanged, subclasses=True)
-
-
-register()
