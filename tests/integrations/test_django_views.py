@@ -1,6 +1,7 @@
 """Django's middleware, template tag, sessions and awaited views on our backend, and what rate limits do; outages."""
 
 import asyncio
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -12,13 +13,15 @@ import pytest
 from django.core.cache import cache, caches
 from django.core.cache.utils import make_template_fragment_key
 from django.template import engines
-from django.test import AsyncClient, Client, override_settings
+from django.test import AsyncClient, Client, RequestFactory, override_settings
 from django.utils.safestring import SafeString
 
 from magnus_cache import CacheManager
 from magnus_cache.testing import Proxy
+from tests.foreign.django import BACKEND, NEEDS_PICKLE, NOT_APPLICABLE, SUITE, surprises
 from tests.support import django_site as site
 from tests.support.django_site import on
+from tests.support.documents import PAGES
 from tests.support.wait import wait_until
 
 SLACK = 1.0
@@ -165,3 +168,63 @@ def test_what_is_written_in_an_outage_reaches_the_others(proxy: Proxy, url: str)
         proxy.resume()
         wait_until(lambda: other.get("django", ":1:set") != "old" and other.get("django", ":1:deleted") is None)
         wait_until(lambda: cache.get("set") != "old")
+
+
+# -- the page of the documentation ------------------------------------------------------------------------------
+
+
+def test_the_examples_of_the_page_do_what_it_says(url: str) -> None:
+    page = PAGES["django"]
+    settings, views = list[dict[str, Any]](), list[str]()
+    for example in page.examples:
+        code = example.code.replace("redis://127.0.0.1:6379/0", url)
+        if "def " in code:
+            views.append(code)
+        else:
+            names: dict[str, Any] = {}
+            exec(code, names)
+            settings.append({name: value for name, value in names.items() if name.isupper()})
+    assert len(settings) == 3
+    assert len(views) == 1
+    for several in settings:
+        with override_settings(**several):
+            for alias in several["CACHES"]:
+                caches[alias].set("k", alias)
+                assert caches[alias].get("k") == alias
+            names = {}
+            exec(views[0], names)
+            request = RequestFactory().get("/report")
+            assert names["report"](request).content == names["report"](request).content == b'{"rows": 3}'
+            expected = b'{"ticker": "AAPL", "price": 190.5}'
+            assert names["quote"](request, "AAPL").content == expected
+            assert asyncio.run(names["awaited_quote"](request, "AAPL")).content == expected
+            assert cache.get("quote:AAPL") == 190.5
+
+
+def test_the_page_lists_what_of_djangos_tests_does_not_apply() -> None:
+    section = PAGES["django"].section("Django's own tests")
+    listed = dict(re.findall(r"^\| (`test_[^|]*) \| ([^|]+) \|$", section, re.MULTILINE))
+    told = {name: reason for names, reason in listed.items() for name in re.findall(r"`(\w+)`", names)}
+    reasons = {
+        **NOT_APPLICABLE,
+        **{test: f'{why}; passes with the codec `"pickle"`' for test, why in NEEDS_PICKLE.items()},
+    }
+    assert told == {test.rpartition(".")[2]: reason for test, reason in reasons.items()}
+
+
+def test_a_run_of_djangos_tests_tells_what_is_a_surprise() -> None:
+    expected = {f"{label}.test": "passed" for some in SUITE.values() for label in some}
+    expected |= dict.fromkeys(NOT_APPLICABLE, "failed")
+    plain = {**expected, **dict.fromkeys(NEEDS_PICKLE, "failed")}
+    assert (
+        surprises(plain, "") == []
+    )
+    assert (
+        surprises({**expected, **dict.fromkeys(NEEDS_PICKLE, "passed")}, "pickle") == []
+    )
+    (wrong,) = surprises({**plain, f"{BACKEND}.test_add": "failed"}, "")
+    assert wrong == f"{BACKEND}.test_add: failed, and not listed"
+    (wrong,) = surprises({**plain, f"{BACKEND}.test_get_client": "passed"}, "")
+    assert wrong == f"{BACKEND}.test_get_client: passed, and listed as one that fails"
+    del plain["template_tests.syntax_tests.test_cache.test"]
+    assert surprises(plain, "") == ["template_tests.syntax_tests.test_cache: no test has run"]
