@@ -216,12 +216,8 @@ def test_a_run_of_djangos_tests_tells_what_is_a_surprise() -> None:
     expected = {f"{label}.test": "passed" for some in SUITE.values() for label in some}
     expected |= dict.fromkeys(NOT_APPLICABLE, "failed")
     plain = {**expected, **dict.fromkeys(NEEDS_PICKLE, "failed")}
-    assert (
-        surprises(plain, "") == []
-    )
-    assert (
-        surprises({**expected, **dict.fromkeys(NEEDS_PICKLE, "passed")}, "pickle") == []
-    )
+    assert surprises(plain, "") == []
+    assert surprises({**expected, **dict.fromkeys(NEEDS_PICKLE, "passed")}, "pickle") == []
     (wrong,) = surprises({**plain, f"{BACKEND}.test_add": "failed"}, "")
     assert wrong == f"{BACKEND}.test_add: failed, and not listed"
     (wrong,) = surprises({**plain, f"{BACKEND}.test_get_client": "passed"}, "")

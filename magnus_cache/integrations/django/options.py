@@ -18,7 +18,7 @@ __all__ = ["NAMESPACE", "Configuration", "alias_of", "configuration_of", "frozen
 NAMESPACE: Final = "django"
 """The namespace of the values, unless ``OPTIONS`` names another."""
 
-Codec = tuple[Callable[[Any], bytes], Callable[[bytes], Any]]
+_Codec = tuple[Callable[[Any], bytes], Callable[[bytes], Any]]
 
 _REMEDIES: Final = {
     "MAX_ENTRIES": "Redis bounds itself, by maxmemory; l1_max_entries bounds the memory of each process",
@@ -166,7 +166,7 @@ def _namespace(namespace: Any, codec: Any, where: str) -> Namespace:
     raise InvalidCacheBackendError(problem)
 
 
-def _codec(codec: Any, place: str) -> Codec:
+def _codec(codec: Any, place: str) -> _Codec:
     """Return the two functions that an option stands for.
 
     :param codec: ``"pickle"``; a pair of functions; an object or class with ``dumps`` and ``loads``; or the dotted
