@@ -21,7 +21,7 @@ def without_a_longest_timeout_of_django() -> None:
     rewrite(backend.MagnusCache._life, "min(seconds, TTL_FOREVER)", "seconds")
 
 
-@guard(f"{HERE}::test_values_are_kept_by_key_and_version")
+@guard(f"{HERE}::test_a_key_function")
 def without_a_key_for_an_empty_text_of_django() -> None:
     rewrite(backend.MagnusCache._key, ' or ("",)', "")
 
@@ -43,7 +43,7 @@ def without_closing_managers_that_no_entry_uses() -> None:
     rewrite(managers._settings_changed, "_MANAGERS.pop(key).close()", "pass")
 
 
-@guard(f"{HERE}::test_parts_that_are_cleared_apart")
+@guard(f"{HERE}::test_namespaces_of_one_name_with_their_own_policies")
 def without_telling_namespaces_with_a_policy_from_names() -> None:
     rewrite(options.frozen, "(id(value), value) if isinstance(value, Namespace) else value", "value")
 

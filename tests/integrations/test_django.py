@@ -193,14 +193,26 @@ def test_parts_that_are_cleared_apart(url: str) -> None:
         cache.clear()
         assert [caches[alias].get("k") for alias in caches] == [None, "other", "far"]
         assert caches["far"].manager is cache.manager
-        stats = cache.manager.get_stats()["namespaces"]
-        assert stats["far"]["l1_hits"] == 0
+
+
+def test_namespaces_of_one_name_with_their_own_policies(url: str) -> None:
+    far, near = Namespace("far", l1=False), Namespace("far")
+    with on(url, others={"far": {"OPTIONS": {"namespace": far}}, "near": {"OPTIONS": {"namespace": near}}}):
+        hits = []
+        for alias in ("far", "near"):
+            caches[alias].set("k", 1)
+            assert caches[alias].get("k") == caches[alias].get("k") == 1
+            hits.append(cache.manager.get_stats()["namespaces"]["far"]["l1_hits"])
+        assert hits[0] == 0 < hits[1]
 
 
 def test_a_key_function(url: str) -> None:
     with on(url, KEY_FUNCTION=lambda key, prefix, version: f"{version}-{key}"):
         cache.set("k", 1)
         assert cache.manager.get("django", "1-k") == 1
+    with on(url, KEY_FUNCTION=lambda key, prefix, version: key):
+        cache.set("", "empty")
+        assert cache.get("") == cache.get_many([""])[""] == "empty"
 
 
 # -- settings ---------------------------------------------------------------------------------------------------
