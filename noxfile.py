@@ -286,7 +286,7 @@ def foreign_django(session: nox.Session) -> None:
         if python is None:
             continue
         session.run(python, "-m", "pip", "install", "--quiet", "-e", ".[embedded]", wanted, external=True)
-        version = session.run(python, "-m", "django", "--version", external=True, silent=True).strip()
+        version = str(session.run(python, "-m", "django", "--version", external=True, silent=True)).strip()
         folder = Path(python).parents[2] / f"django-{version}"
         # The tests are in the sdist alone.
         options = ("--quiet", "--no-deps", "--no-binary", ":all:", "--dest", str(folder))

@@ -194,7 +194,7 @@ def test_the_examples_of_the_page_do_what_it_says(url: str) -> None:
             names = {}
             exec(views[0], names)
             request = RequestFactory().get("/report")
-            assert names["report"](request).content == names["report"](request).content == b'{"rows": 3}'
+            assert names["weekly_report"](request).content == names["weekly_report"](request).content == b'{"rows": 3}'
             expected = b'{"ticker": "AAPL", "price": 190.5}'
             assert names["quote"](request, "AAPL").content == expected
             assert asyncio.run(names["awaited_quote"](request, "AAPL")).content == expected

@@ -4,7 +4,7 @@ import pickle
 import re
 from collections.abc import Callable, Mapping
 from importlib import import_module
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, cast
 from urllib.parse import urlsplit
 
 from django.conf import settings
@@ -178,8 +178,8 @@ def _codec(codec: Any, place: str) -> _Codec:
     if isinstance(found, type):
         found = found()
     if isinstance(found, list | tuple):
-        pair: Any = tuple(found)
-        return pair
+        # Its length is checked with the namespace.
+        return cast("_Codec", tuple(found))
     try:
         return found.dumps, found.loads
     except AttributeError:
