@@ -97,3 +97,13 @@ def without_a_look_at_what_was_added_on_nothing() -> None:
 @guard(f"{MACHINE}::test_what_is_written_after_a_clear_elsewhere_is_there_for_all")
 def without_the_epoch_of_after_an_update_has_found_nothing() -> None:
     rewrite(updates.Update._from_redis, "self._epoch = self._state.epochs.highest", "self._epoch = self._epoch or 1")
+
+
+@guard(HERE)
+def without_a_script_that_creates_no_counter() -> None:
+    edit(scripts_atomic._INCREMENT, "if created == '' then return {0, false} end", "")
+
+
+@guard(HERE)
+def without_missing_counters_in_an_outage() -> None:
+    rewrite(atomic_writes.AtomicWrites._count_here, "if begins and not change.create:", "if False:")
