@@ -91,7 +91,7 @@ def without_the_end_of_a_counter_by_the_clock_of_the_cache() -> None:
 
 @guard(f"{MACHINE}::test_what_is_written_after_a_clear_elsewhere_is_there_for_all")
 def without_a_look_at_what_was_added_on_nothing() -> None:
-    rewrite(atomic_writes.AtomicWrites._add, "await self._counts(wire, ref, record)", "True")
+    rewrite(atomic_writes.AtomicWrites._add, "await still_valid(self, wire, ref, record)", "True")
 
 
 @guard(f"{MACHINE}::test_what_is_written_after_a_clear_elsewhere_is_there_for_all")

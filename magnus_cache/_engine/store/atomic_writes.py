@@ -40,7 +40,7 @@ from magnus_cache._engine.store.atomic_memory import AtomicMemory
 from magnus_cache._engine.store.fills_many import ManyFills
 from magnus_cache._engine.store.orders import Order
 from magnus_cache._engine.store.records import MISS, KeyRef, Record
-from magnus_cache._engine.store.stored_values import StoredValue, judged, opened, settled, stored_value
+from magnus_cache._engine.store.stored_values import StoredValue, judged, opened, settled, still_valid, stored_value
 from magnus_cache._engine.store.writes import SAMPLED, milliseconds
 from magnus_cache.errors import CacheConflictError, CacheMissingError, CacheTypeError, CacheUnavailableError
 from magnus_cache.freshness import lifetime
@@ -148,7 +148,7 @@ class AtomicWrites(ManyFills):
             asked = self._clock()
             record = record._replace(epoch=self.state.epochs.highest)
             swapped = await self.swapped(wire, ref, (record, payload, ttl), expected, absent=True)
-            if swapped.done and await self._counts(wire, ref, record):
+            if swapped.done and await still_valid(self, wire, ref, record):
                 return True
             if swapped.done:
                 record = record._replace(version=new_version())
@@ -158,16 +158,6 @@ class AtomicWrites(ManyFills):
                     return False
                 expected = swapped.found[:HEADER_BYTES]
         return False
-
-    async def _counts(self, wire: "Connection", ref: KeyRef, record: Record) -> bool:
-        """Return whether a value that was just stored is valid: this process may have learned of a clear only now.
-
-        What was announced before the answer is known by now. Without that, others would find the key missing.
-        """
-        try:
-            return record.epoch >= await self.reads.epoch_sync.settled(wire, ref.epoch_names, record.tags)
-        except CacheUnavailableError:
-            return True  # It is stored; what became of it since is not known.
 
     async def swapped(
         self, wire: "Connection", ref: KeyRef, write: tuple[Record, bytes, float], expected: bytes, *, absent: bool
