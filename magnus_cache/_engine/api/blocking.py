@@ -42,6 +42,7 @@ from magnus_cache._engine.runtime.stats import CacheStats
 from magnus_cache._engine.settings.keywords import SettingsOptions
 from magnus_cache._engine.store.batch_keys import RefMaker
 from magnus_cache._engine.store.explanation import Explanation
+from magnus_cache._engine.store.lifetimes import Lifetime
 from magnus_cache._engine.store.reads_many import found_many_blocking
 from magnus_cache._engine.store.records import MISS, KeyRef
 from magnus_cache.freshness import NO_POLICY, FreshnessOptions
@@ -193,6 +194,11 @@ class BlockingCache(BlockingAtomic):
         """Do what `AsyncCache.ttl` does, in blocking code."""
         left: float | None = self._call_or(self._async.ttl, namespace, key)
         return left
+
+    def lifetime(self, namespace: str, key: Any) -> Lifetime | None:
+        """Do what `AsyncCache.lifetime` does, in blocking code."""
+        found: Lifetime | None = self._call_or(self._async.lifetime, namespace, key)
+        return found
 
     @overload
     def get_or_set(
