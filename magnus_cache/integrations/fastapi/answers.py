@@ -28,7 +28,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 
 from magnus_cache import Lifetime
-from magnus_cache.errors import CacheError, CacheTimeoutError
+from magnus_cache.errors import CacheArgumentError, CacheError, CacheTimeoutError
 from magnus_cache.freshness import FreshnessOptions
 from magnus_cache.integrations.fastapi.asking import (
     AnyCache,
@@ -266,7 +266,9 @@ def _not_cached() -> HTTPException:
 
 
 def _is_too_old(rules: RequestRules, life: Lifetime) -> bool:
-    return (rules.max_age is not None and life.age > rules.max_age) or life.left < rules.min_fresh
+    # Ages are whole seconds, as in the header; but no response that is there already is a new one.
+    age = math.floor(life.age) if rules.max_age else life.age
+    return (rules.max_age is not None and age > rules.max_age) or life.left < rules.min_fresh
 
 
 async def _loaded(exchange: _Exchange, rules: RequestRules, endpoint: Endpoint) -> Any:
@@ -290,8 +292,8 @@ async def _loaded(exchange: _Exchange, rules: RequestRules, endpoint: Endpoint) 
         if call.is_used and not call.is_running:
             raise
         return _stay(exchange.asked, JSONResponse({"detail": "The response takes too long"}, 504), call)
-    except CacheError:
-        if call.is_used:
+    except CacheError as error:
+        if call.is_used or isinstance(error, CacheArgumentError):
             raise
         # The request goes on without the cache.
         return await endpoint()

@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Awaitable, Callable, Iterable
-from typing import Any, Final, NamedTuple, TypeAlias
+from typing import Any, Final, NamedTuple, TypeAlias, cast
 
 from fastapi import Depends
 from fastapi.params import Depends as Dependency
@@ -62,7 +62,8 @@ class Vary:
         headers: dict[str, None] = {}
         self.dependencies: dict[str, Dependency] = {}
         self._functions: list[OfRequest] = []
-        for each in (vary,) if isinstance(vary, str | Dependency) or callable(vary) else vary:
+        several = isinstance(vary, Iterable) and not isinstance(vary, str)
+        for each in cast("Iterable[Any]", vary) if several else (vary,):
             if isinstance(each, str):
                 headers |= dict.fromkeys(_header_names(each))
             elif isinstance(each, Dependency) or not _is_of_request(each):
