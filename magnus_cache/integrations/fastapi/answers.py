@@ -40,7 +40,14 @@ from magnus_cache.integrations.fastapi.asking import (
     path_tag,
     url_of,
 )
-from magnus_cache.integrations.fastapi.http_rules import CREDENTIALS, RequestRules, ResponseRules, is_not_modified
+from magnus_cache.integrations.fastapi.http_rules import (
+    CREDENTIALS,
+    RequestRules,
+    ResponseRules,
+    is_not_modified,
+    request_rules,
+    response_rules,
+)
 from magnus_cache.integrations.fastapi.records import RawHeaders, Record, copy_of, is_whole, record_of, reply
 from magnus_cache.integrations.fastapi.serialized import as_response
 from magnus_cache.integrations.fastapi.varying import Declared, Varied, Vary, header_parts, is_signed_in
@@ -164,7 +171,7 @@ class _Exchange:
         if not known and is_signed_in(self.asked.request):
             return ResponseRules("a session began", True, None)
         headers = Headers(raw=[*response.raw_headers, *self.before])
-        return ResponseRules.of(response.status_code, headers, known, frozenset({*self._varies, *CREDENTIALS}))
+        return response_rules(response.status_code, headers, known, frozenset({*self._varies, *CREDENTIALS}))
 
     def tags(self) -> tuple[str, ...]:
         """Return the tags of the response: that of its path, and those of the endpoint."""
@@ -219,7 +226,7 @@ async def answer(asked: Asked, options: Options, told: Declared, endpoint: Endpo
     :raises CacheArgumentError: for a value of `vary` or a tag that cannot be used.
     :raises Exception: what the endpoint raises.
     """
-    rules = RequestRules.of(asked.request.headers)
+    rules = request_rules(asked.request.headers)
     if not _is_cacheable(asked) or rules.no_store:
         return await endpoint()
     varied = await options.vary.of(asked.request, asked.solved, told.credentials)

@@ -17,6 +17,8 @@ __all__ = [
     "canonical_query",
     "entity_tag",
     "is_not_modified",
+    "request_rules",
+    "response_rules",
 ]
 
 CREDENTIALS: Final = frozenset({"authorization", "cookie", "proxy-authorization"})
@@ -51,15 +53,6 @@ class RequestRules(NamedTuple):
     min_fresh: int
     only_if_cached: bool
 
-    @classmethod
-    def of(cls, headers: Headers) -> "RequestRules":
-        """Read the headers of a request."""
-        said = _directives(headers.getlist("cache-control"))
-        max_age = _seconds(said, "max-age")
-        if "no-cache" in said or (not said and "no-cache" in headers.get("pragma", "").lower()):
-            max_age = 0
-        return cls("no-store" in said, max_age, _seconds(said, "min-fresh") or 0, "only-if-cached" in said)
-
 
 class ResponseRules(NamedTuple):
     """What a response says of itself.
@@ -73,30 +66,39 @@ class ResponseRules(NamedTuple):
     is_private: bool
     life: int | None
 
-    @classmethod
-    def of(cls, status: int, headers: Headers, known: bool, varies: frozenset[str]) -> "ResponseRules":
-        """Read the status and headers of a response.
 
-        :param known: whether the key says for whom the response is.
-        :param varies: the request headers that are part of the key, in lower case.
-        """
-        said = _directives(headers.getlist("cache-control"))
-        life = _seconds(said, "s-maxage")
-        life = _seconds(said, "max-age") if life is None else life
-        if "no-store" in said or "no-cache" in said:
-            return cls("Cache-Control", True, None)
-        if not known and "set-cookie" in headers:
-            return cls("Set-Cookie", True, None)
-        if not known and "private" in said:
-            return cls("Cache-Control", True, None)
-        others = set(_names(headers.getlist("vary"))) - varies
-        if others:
-            return cls(f"Vary: {', '.join(sorted(others))}", True, None)
-        if status not in _STORED:
-            return cls(f"status {status}", False, None)
-        if life == 0 or (life is None and "expires" in headers):
-            return cls("it has no time to live", False, None)
-        return cls(None, False, life)
+def request_rules(headers: Headers) -> RequestRules:
+    """Read the headers of a request."""
+    said = _directives(headers.getlist("cache-control"))
+    max_age = _seconds(said, "max-age")
+    if "no-cache" in said or (not said and "no-cache" in headers.get("pragma", "").lower()):
+        max_age = 0
+    return RequestRules("no-store" in said, max_age, _seconds(said, "min-fresh") or 0, "only-if-cached" in said)
+
+
+def response_rules(status: int, headers: Headers, known: bool, varies: frozenset[str]) -> ResponseRules:
+    """Read the status and headers of a response.
+
+    :param known: whether the key says for whom the response is.
+    :param varies: the request headers that are part of the key, in lower case.
+    """
+    said = _directives(headers.getlist("cache-control"))
+    life = _seconds(said, "s-maxage")
+    life = _seconds(said, "max-age") if life is None else life
+    if "no-store" in said or "no-cache" in said:
+        return ResponseRules("Cache-Control", True, None)
+    if not known and "set-cookie" in headers:
+        return ResponseRules("Set-Cookie", True, None)
+    if not known and "private" in said:
+        return ResponseRules("Cache-Control", True, None)
+    others = set(_names(headers.getlist("vary"))) - varies
+    if others:
+        return ResponseRules(f"Vary: {', '.join(sorted(others))}", True, None)
+    if status not in _STORED:
+        return ResponseRules(f"status {status}", False, None)
+    if life == 0 or (life is None and "expires" in headers):
+        return ResponseRules("it has no time to live", False, None)
+    return ResponseRules(None, False, life)
 
 
 def _directives(values: Iterable[str]) -> dict[str, str]:
