@@ -68,6 +68,23 @@ cache.set("t", "k", frame)
 assert cache.get("t", "k").equals(frame)
 cache.close()
 """,
+    "fastapi": f"""{_CACHE}
+import asyncio
+from fastapi import FastAPI
+from magnus_cache.integrations.fastapi import cache_response, lifespan
+app = FastAPI(lifespan=lifespan(cache))
+@app.get("/x")
+@cache_response("pages")
+async def page() -> int: return 1
+sent = []
+async def send(message): sent.append(message)
+async def receive(): return {{"type": "http.request"}}
+scope = {{"type": "http", "method": "GET", "scheme": "http", "path": "/x", "query_string": b"", "headers": []}}
+for _ in range(2):
+    asyncio.run(app(dict(scope, state={{"magnus_cache": cache}}), receive, send))
+assert b"age" in dict(sent[2]["headers"]) and sent[3]["body"] == b"1"
+cache.close()
+""",
     "openai": "import magnus_cache.integrations.openai\n",
     "langchain": "import magnus_cache.integrations.langchain\n",
     "dashboard": "from magnus_cache.dashboard import panel; assert callable(panel)\n",
@@ -79,6 +96,7 @@ EXTRAS: Final = tuple(tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8")
 MISSING: Final = {
     "magnus_cache.observability.prometheus": "prometheus",
     "magnus_cache.observability.opentelemetry": "opentelemetry",
+    "magnus_cache.integrations.fastapi": "fastapi",
     "magnus_cache.integrations.openai": "openai",
 }
 """Modules that need an extra, and say which."""

@@ -71,7 +71,7 @@ def decorated(hook: Hook, function: Callable[P, Any]) -> Callable[P, Any]:
             request = next((each for each in args if isinstance(each, HTTPConnection)), None)
             asked = None if request is None else Asked(request)
         made: Any = functools.partial(function, *args, **kwargs)
-        endpoint = made if is_async else functools.partial(run_in_threadpool, made)
+        endpoint: Any = made if is_async else functools.partial(run_in_threadpool, func=made)
         # Without a request it is called by hand, as in a test.
         return await (endpoint() if asked is None else hook.around(asked, endpoint))
 

@@ -63,6 +63,7 @@ class Vary:
         self.dependencies: dict[str, Dependency] = {}
         self._functions: list[OfRequest] = []
         several = isinstance(vary, Iterable) and not isinstance(vary, str)
+        each: Any
         for each in cast("Iterable[Any]", vary) if several else (vary,):
             if isinstance(each, str):
                 headers |= dict.fromkeys(_header_names(each))
