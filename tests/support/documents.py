@@ -109,7 +109,8 @@ PUBLIC = tuple(
             "magnus_cache.events", "magnus_cache.freshness", "magnus_cache.protocols", "magnus_cache.testing",
             "magnus_cache.integrations.fastapi", "magnus_cache.integrations.langchain",
             "magnus_cache.integrations.openai", "magnus_cache.integrations.pytest",
-            "magnus_cache.observability.grafana", "magnus_cache.observability.opentelemetry", "magnus_cache.observability.prometheus",
+            "magnus_cache.observability.grafana", "magnus_cache.observability.opentelemetry",
+            "magnus_cache.observability.prometheus",
         ),
     )
 )  # fmt: skip

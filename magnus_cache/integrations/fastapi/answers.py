@@ -81,7 +81,9 @@ class _Call:
     """The call of one request's endpoint, perhaps as the load of all requests for a key.
 
     :ivar result: the response that it made, or what it returned that is none.
+    :ivar record: what others get of it, or None.
     :ivar error: what it raised for its caller alone.
+    :ivar is_closed: whether its request has been answered, so that it must not begin any more.
     """
 
     def __init__(self, exchange: "_Exchange", endpoint: Endpoint) -> None:
@@ -90,7 +92,9 @@ class _Call:
         self._ended: anyio.Event | None = None
         self._is_value = False
         self.result: Any = None
+        self.record: tuple[Any, ...] | None = None
         self.error: Exception | None = None
+        self.is_closed = False
 
     @property
     def is_used(self) -> bool:
@@ -104,9 +108,13 @@ class _Call:
 
     async def load(self) -> tuple[Any, ...] | None:
         """Call the endpoint; return the record that others get, or None if they get nothing of it."""
+        if self.is_closed:
+            # After a soft timeout or a cancellation. Those that wait call their own endpoints.
+            return None
         self._ended = anyio.Event()
         try:
-            return await self._load()
+            self.record = await self._load()
+            return self.record
         finally:
             self._ended.set()
 
@@ -280,21 +288,30 @@ def _is_too_old(rules: RequestRules, life: Lifetime) -> bool:
 
 async def _loaded(exchange: _Exchange, rules: RequestRules, endpoint: Endpoint) -> Any:
     """Answer from the cache, or by the endpoint of one request for all that wait."""
-    cache, options, key = exchange.cache, exchange.options, exchange.key
-    call, tags = _Call(exchange, endpoint), exchange.tags()
+    cache, namespace, key = exchange.cache, exchange.options.namespace, exchange.key
     if rules.max_age is not None or rules.min_fresh:
-        life = await cache.lifetime(options.namespace, key)
+        life = await cache.lifetime(namespace, key)
         if life is not None and _is_too_old(rules, life):
             # The first of those that ask for a new response at the same time removes the old one; all get the new one.
-            await cache.delete(options.namespace, key)
+            await cache.delete(namespace, key)
+    call = _Call(exchange, endpoint)
     try:
-        found = await cache.get_or_set(
-            options.namespace, key, call.load, _life_or(options.ttl), tags, skip_if=_is_skipped, **options.freshness
-        )
+        return await _shared(exchange, call, endpoint)
     except asyncio.CancelledError:
         # Others may wait for this endpoint, and its database session is closed when this request ends.
         await call.wait()
         raise
+    finally:
+        call.is_closed = True
+
+
+async def _shared(exchange: _Exchange, call: _Call, endpoint: Endpoint) -> Any:
+    options, tags = exchange.options, exchange.tags()
+    try:
+        found = await exchange.cache.get_or_set(
+            options.namespace, exchange.key, call.load, _life_or(options.ttl), tags, skip_if=_is_skipped,
+            **options.freshness,
+        )  # fmt: skip
     except CacheTimeoutError:
         if call.is_used and not call.is_running:
             raise
@@ -310,12 +327,13 @@ async def _loaded(exchange: _Exchange, rules: RequestRules, endpoint: Endpoint) 
         raise copy_of(error) from error.__cause__
     if call.error is not None:
         raise call.error
-    if call.is_running:
-        return _stay(exchange.asked, await exchange.reply(Record(*found)), call)
     if found is None:
         # What one caller gets alone, or a stream.
         return call.response() if call.is_used else await endpoint()
-    return await exchange.reply(Record(*found), call if call.is_used else None)
+    if not call.is_used or found == call.record:
+        return await exchange.reply(Record(*found), call if call.is_used else None)
+    # A stale response, while this request loads the next.
+    return _stay(exchange.asked, await exchange.reply(Record(*found)), call)
 
 
 def _life_or(ttl: float | None) -> Callable[[tuple[Any, ...]], float | None]:

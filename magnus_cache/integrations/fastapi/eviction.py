@@ -1,6 +1,6 @@
 """`evict`: what a successful write makes invalid."""
 
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable
 from typing import Any, Final, NamedTuple, ParamSpec
 
 import anyio
@@ -86,10 +86,6 @@ class _EvictHook:
         return _Targets((*names_of(self._tags, "tags", request), *paths), self._namespaces)
 
 
-def _texts(names: str | Iterable[str]) -> tuple[str, ...]:
-    return (names,) if isinstance(names, str) else tuple(names)
-
-
 class evict:  # noqa: N801  # a decorator, and a dependency
     """Invalidates after a successful write: decorate the endpoint of a POST, PUT, PATCH or DELETE with it.
 
@@ -115,9 +111,8 @@ class evict:  # noqa: N801  # a decorator, and a dependency
         check_cache(cache)
         if not (namespaces or tags or paths):
             raise CacheArgumentError("namespaces", "give namespaces, tags or paths that are to be invalidated")
-        if not callable(paths) and not all(
-            path.startswith("/") for path in ((paths,) if isinstance(paths, str) else paths)
-        ):
+        texts: Any = () if callable(paths) else (paths,) if isinstance(paths, str) else paths
+        if not all(path.startswith("/") for path in texts):
             raise CacheArgumentError("paths", "a path begins with a slash")
         self._hook = _EvictHook(namespaces, tags, paths, cache)
         self.__signature__ = signature_of({})

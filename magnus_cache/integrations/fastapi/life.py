@@ -1,6 +1,6 @@
 """`lifespan`: a cache that lives as long as its application."""
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, TypeAlias, overload
 
@@ -39,7 +39,7 @@ def lifespan(app: Any = None, /, *, inner: Lifespan | None = None) -> Any:
 
 def _of(manager: AnyCache | None, inner: Lifespan | None) -> Lifespan:
     @asynccontextmanager
-    async def live(app: Any) -> AsyncIterator[dict[str, Any]]:
+    async def live(app: Any) -> AsyncGenerator[dict[str, Any]]:
         cache = get_async_cache_manager() if manager is None else manager.aio
         async with cache:
             # It logs what it found, and never raises: requests are served while Redis is away.

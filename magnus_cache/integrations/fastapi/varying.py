@@ -63,8 +63,8 @@ class Vary:
         self.dependencies: dict[str, Dependency] = {}
         self._functions: list[OfRequest] = []
         several = isinstance(vary, Iterable) and not isinstance(vary, str)
-        each: Any
-        for each in cast("Iterable[Any]", vary) if several else (vary,):
+        given: Iterable[Any] = cast("Iterable[Any]", vary) if several else (vary,)
+        for each in given:
             if isinstance(each, str):
                 headers |= dict.fromkeys(_header_names(each))
             elif isinstance(each, Dependency) or not _is_of_request(each):
