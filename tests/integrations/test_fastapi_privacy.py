@@ -395,7 +395,7 @@ MIXES: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("vary", MIXES)
-@settings(max_examples=25)
+@settings(max_examples=12)
 @given(rounds=st.lists(st.lists(ASKED, min_size=1, max_size=5), min_size=1, max_size=4))
 def test_no_response_made_for_one_user_is_given_to_another(vary: str, rounds: list[list[Any]]) -> None:
     """Whatever users and strangers ask, one after another and at once, with their ETags of any URL and user."""

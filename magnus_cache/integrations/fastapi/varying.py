@@ -64,6 +64,7 @@ class Vary:
         self._functions: list[OfRequest] = []
         several = isinstance(vary, Iterable) and not isinstance(vary, str)
         given: Iterable[Any] = cast("Iterable[Any]", vary) if several else (vary,)
+        each: Any
         for each in given:
             if isinstance(each, str):
                 headers |= dict.fromkeys(_header_names(each))
