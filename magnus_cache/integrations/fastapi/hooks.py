@@ -21,7 +21,7 @@ from starlette.responses import Response
 from magnus_cache.errors import CacheTypeError
 from magnus_cache.integrations.fastapi.asking import Asked
 
-__all__ = ["Hook", "add_to_route", "decorated", "signature_of"]
+__all__ = ["Hook", "add_to_route", "decorated", "route_of", "signature_of"]
 
 P = ParamSpec("P")
 
@@ -92,7 +92,7 @@ def _asking(hook: Hook) -> Callable[..., Any]:
     async def ask(
         connection: HTTPConnection, response: Response, background: BackgroundTasks, **solved: Any
     ) -> AsyncIterator[Asked]:
-        asked = Asked(connection, response, _route(connection), background, solved)
+        asked = Asked(connection, response, route_of(connection), background, solved)
         try:
             yield asked
         finally:
@@ -187,10 +187,6 @@ async def _in_thread(function: Callable[[], Any]) -> Any:
 
 def route_of(connection: HTTPConnection) -> Any:
     """Return the route of a request, with what FastAPI's routers add to it; None under Starlette."""
-    return _route(connection)
-
-
-def _route(connection: HTTPConnection) -> Any:
     route = connection.scope.get("route")
     # FastAPI keeps apart what the routers add that include a route.
     context = (connection.scope.get("fastapi") or {}).get("effective_route_context")

@@ -13,7 +13,7 @@ from magnus_cache.integrations.fastapi.records import RawHeaders
 
 __all__ = ["as_response"]
 
-Handler = Callable[[Request], Awaitable[Response]]
+_Handler = Callable[[Request], Awaitable[Response]]
 
 _RETURNED: Final[ContextVar[Any]] = ContextVar("magnus_cache_returned")
 _LIKE: Final = (
@@ -41,10 +41,10 @@ async def as_response(asked: Asked, returned: Any, before: RawHeaders) -> Any:
         _RETURNED.reset(token)
 
 
-def _handler(asked: Asked) -> Handler:
+def _handler(asked: Asked) -> _Handler:
     """Return the handler of a route that makes responses as this one does, and whose endpoint returns what is given."""
     route = asked.route
-    known: tuple[Any, Handler] | None = asked.twins.get(id(route))
+    known: tuple[Any, _Handler] | None = asked.twins.get(id(route))
     if known is None:
         like: dict[str, Any] = {name: getattr(route, name) for name in _LIKE}
         # With the route: another one does not get its id.
