@@ -186,7 +186,7 @@ async def _answers(app: Any, *requests: tuple[str, str, dict[str, Any]]) -> list
         return [await client.request(method, url, **more) for method, url, more in requests]
 
 
-def _quoted(app: Any) -> None:
+def _evicted(app: Any) -> None:
     read, write = ("GET", "/quotes/AAPL", {}), ("PUT", "/quotes/AAPL", {"params": {"price": 191}})
     found = asyncio.run(_answers(app, read, read, write, read))
     assert [answer.json() for answer in found] == [{"price": 190.5}, {"price": 190.5}, None, {"price": 191}]
@@ -225,7 +225,7 @@ CHECKS: dict[tuple[str, ...], Callable[..., object]] = {
     ("info", "history"): lambda info, history: _equal((info.cache_info().loads, history.cache_info().loads), (1, 3)),
     ("orders", "add_order"): _ordered,
     ("complete",): lambda complete: asyncio.run(_answered(complete)),
-    ("app", "quote", "put_quote"): lambda app, *_: _quoted(app),
+    ("app", "quote", "put_quote"): lambda app, *_: _evicted(app),
     ("catalog",): _listed,
     ("app", "portfolio", "current_user"): lambda app, *_: _of_each_user(app),
     ("rates",): lambda rates: _equal(rates.cache_info().loads, 1),
