@@ -39,8 +39,14 @@ def served(url: str, log: Path) -> Iterator[int]:
             [*command, "--log-level", "warning", "--fd", str(listener.fileno())], env=environment,
             pass_fds=(listener.fileno(),), stdout=output, stderr=subprocess.STDOUT,
         )  # fmt: skip
+        port = listener.getsockname()[1]
         try:
-            yield listener.getsockname()[1]
+            # It takes its connections once its workers have started, which is no matter of the cache.
+            connection = HTTPConnection("127.0.0.1", port, timeout=90)
+            connection.request("GET", "/worker")
+            connection.getresponse().read()
+            connection.close()
+            yield port
         finally:
             process.terminate()
             process.wait(20)
