@@ -7,7 +7,7 @@ backend of `magnus_cache.integrations.flask`, which also reads ``CACHE_KEY_PREFI
 """
 
 import pickle
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, Final, Literal, Protocol, TypeAlias, runtime_checkable
@@ -91,13 +91,13 @@ class MagnusCache(BaseCache):
         self.ignore_delete_many_errors = ignore_delete_many_errors
         self.manager: CacheManager = get_cache_manager() if cache is None else cache.sync
         self.key_prefix = key_prefix or ""
-        self._policy = {**_policy(namespace), "ttl": _ttl(self.default_timeout, "default_timeout")}
+        self._policy: dict[str, Any] = {**_policy(namespace), "ttl": _ttl(self.default_timeout, "default_timeout")}
         self._name = str(namespace)
         self._store_by(codec)
 
     def _store_by(self, codec: Codec) -> None:
         functions = _functions(codec)
-        policy = self._policy if functions is None else {**self._policy, "codec": functions}
+        policy: dict[str, Any] = self._policy if functions is None else {**self._policy, "codec": functions}
         self.namespace = Namespace(self._name, **policy)
         self._codec = policy.get("codec")
 
@@ -118,7 +118,7 @@ class MagnusCache(BaseCache):
         return None if timeout is None else _ttl(timeout, "timeout")
 
     @contextmanager
-    def _naming_the_remedy(self) -> Iterator[None]:
+    def _naming_the_remedy(self) -> Generator[None]:
         try:
             yield
         except CacheValueTooLargeError:
@@ -232,7 +232,7 @@ def _ttl(timeout: float | timedelta, argument: str) -> float:
     return min(span, TTL_FOREVER) or TTL_FOREVER
 
 
-def _functions(codec: Codec) -> tuple[Callable[[Any], bytes], Callable[[bytes], Any]] | None:
+def _functions(codec: Any) -> tuple[Callable[[Any], bytes], Callable[[bytes], Any]] | None:
     """:raises CacheArgumentError: for what is no codec."""
     match codec:
         case None:
@@ -240,10 +240,12 @@ def _functions(codec: Codec) -> tuple[Callable[[Any], bytes], Callable[[bytes], 
         case "pickle":
             return pickle.dumps, pickle.loads
         case (dumps, loads) if callable(dumps) and callable(loads):
-            return dumps, loads
+            pair: Any = (dumps, loads)
+            return pair  # type: ignore[no-any-return]  # of what types they are, only the caller knows
         case Serializer():
             return codec.dumps, codec.loads
-    raise CacheArgumentError("codec", f'it is "pickle" or a pair of functions (dumps, loads), not {codec!r}')
+        case _:
+            raise CacheArgumentError("codec", f'it is "pickle" or a pair of functions (dumps, loads), not {codec!r}')
 
 
 def _escaped(text: str) -> str:

@@ -188,7 +188,7 @@ def test_a_value_that_cannot_be_stored_is_refused_with_the_remedy(cache: MagnusC
         lambda: cache.set("k", Quote(Decimal(1))), lambda: cache.add("k", Quote(Decimal(1))),
         lambda: cache.set_many({"j": 1, "k": Quote(Decimal(1))}),
     ):  # fmt: skip
-        with pytest.raises(CacheEncodeError, match="Quote.*codec=\"pickle\""):
+        with pytest.raises(CacheEncodeError, match='Quote.*codec="pickle"'):
             store()
     assert not cache.has("j")
 

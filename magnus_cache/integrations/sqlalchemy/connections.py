@@ -79,8 +79,8 @@ class Watch:
         known = self._engines.get(engine.dialect)
         if known is None:
             raise CacheArgumentError(
-                "connection", f"its engine {engine!r} is not one of this QueryCache, which would not see its writes: name "
-                "it in QueryCache(engine, ...)",
+                "connection", f"its engine {engine!r} is not one of this QueryCache, which would not see its writes: "
+                "name it in QueryCache(engine, ...)",
             )  # fmt: skip
         return known[1]
 
@@ -207,11 +207,11 @@ def _commits_by_itself(connection: Connection) -> bool:
     """Return whether each statement may be its own transaction (``AUTOCOMMIT``)."""
     level = connection.get_execution_options().get("isolation_level")
     if level is not None:
-        return level == "AUTOCOMMIT"
+        return str(level) == "AUTOCOMMIT"
     driver: Any = connection.connection.dbapi_connection
     if getattr(driver, "autocommit", None) is True:
         return True
     get = getattr(driver, "get_autocommit", None)
     if callable(get):
         return bool(get())
-    return connection.dialect.name == "sqlite" and getattr(driver, "isolation_level", "") is None
+    return bool(connection.dialect.name == "sqlite" and getattr(driver, "isolation_level", "") is None)

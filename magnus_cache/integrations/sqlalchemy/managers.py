@@ -6,16 +6,14 @@ holding up the loop.
 
 import asyncio
 from collections.abc import Callable
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
+from sqlalchemy.exc import MissingGreenlet
 from sqlalchemy.util import await_only
-from sqlalchemy.util.concurrency import in_greenlet
 
 from magnus_cache import CacheError, CacheManager
 
 __all__ = ["Awaited", "Blocking", "LeftError", "Manager"]
-
-T = TypeVar("T")
 
 
 class LeftError(CacheError):
@@ -115,13 +113,12 @@ class Awaited:
         task = loop.create_task(self._manager.invalidate_tags(*sorted(tags)))
         self._invalidating.add(task)
         task.add_done_callback(self._invalidating.discard)
-        if in_greenlet():
-            await_only(_shielded(task))
+        try:
+            await_only(asyncio.shield(task))
+        except MissingGreenlet:
+            # Likewise, while the loop runs: the task goes on by itself.
+            return
 
 
 async def _first_of(*waited: "asyncio.Future[Any]") -> None:
     await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
-
-
-async def _shielded(task: "asyncio.Task[T]") -> T:
-    return await asyncio.shield(task)

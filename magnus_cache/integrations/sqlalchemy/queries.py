@@ -146,7 +146,9 @@ class QueryCache:
         :raises CacheArgumentError: for a statement whose result cannot be cached, and for text without `tables`.
         :raises Exception: what the database raises, to the caller whose connection it happened on.
         """
-        if isinstance(connection, AsyncConnection | AsyncSession | async_scoped_session):
+        if isinstance(connection, async_scoped_session):
+            connection = connection()
+        if isinstance(connection, AsyncConnection | AsyncSession):
             return connection.run_sync(
                 self.execute, statement, parameters, ttl=ttl, tables=tables, tags=tags, vary=vary,
                 execution_options=execution_options,
@@ -158,7 +160,7 @@ class QueryCache:
                 "connection", f"a Connection or Session is needed, blocking or async, not {type(connection).__name__}"
             )
         more = dict(execution_options or {})
-        execute = partial(connection.execute, statement, parameters, execution_options=more)
+        execute: Any = partial(connection.execute, statement, parameters, execution_options=more)
         options = {**statement.get_execution_options(), **more} if _is_statement(statement) else more
         call = _Call(statement, parameters, execute, options, ttl, tables, tags, vary)
         return self._of_session(connection, call) if isinstance(connection, Session) else self._of(connection, call)
@@ -331,7 +333,8 @@ class QueryCache:
 
 def _run(call: _Call, plan: Plan, transaction: Transaction) -> Stored:
     """Execute a statement; raise `_Refused` if what was executed is not what the key says."""
-    transaction.executed = executed = []
+    executed: list[tuple[str | None, Any]] = []
+    transaction.executed = executed
     try:
         content = stored(call.execute())
     finally:

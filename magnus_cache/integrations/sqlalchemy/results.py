@@ -46,6 +46,14 @@ def restored(content: Stored, statement: Any) -> Result[Any]:
     if len(described) == len(columns) == len(names):
         # So that rows can be asked by column, too: ``row._mapping[users.c.name]``.
         extra = [(each["expr"], column) for each, column in zip(described, columns, strict=True)]
+    return IteratorResult(_metadata(names, extra), iter(rows))
+
+
+def _metadata(names: list[str], extra: Any) -> SimpleResultMetaData:
     twice = frozenset(name for name in names if names.count(name) > 1) if len({*names}) < len(names) else None
-    metadata = SimpleResultMetaData(names, extra=extra, _ambiguous_keys=twice) if twice else None
-    return IteratorResult(metadata or SimpleResultMetaData(names, extra=extra), iter(rows))
+    if twice:
+        try:
+            return SimpleResultMetaData(names, extra=extra, _ambiguous_keys=twice)
+        except TypeError:
+            pass  # a version that lets the last one of them win
+    return SimpleResultMetaData(names, extra=extra)

@@ -11,7 +11,7 @@ from typing import Any, Final
 from sqlalchemy import Table, inspect
 from sqlalchemy.engine import Dialect
 from sqlalchemy.schema import ForeignKey
-from sqlalchemy.sql import Delete, Insert, Update
+from sqlalchemy.sql import Delete, Insert, Update, visitors
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.expression import FromClause, TableClause
 
@@ -56,7 +56,10 @@ class _Found:
 class _Recording:
     """A compiler of any dialect that also notes each table it writes down: those, and no others, are in the SQL."""
 
-    found: _Found
+    def __init__(self, found: _Found, *args: Any, **kwargs: Any) -> None:
+        # Before the base class, whose constructor compiles.
+        self.found = found
+        super().__init__(*args, **kwargs)
 
     def visit_table(self, table: TableClause, *args: Any, **kwargs: Any) -> Any:
         self.found.read.append(table)
@@ -99,9 +102,9 @@ def found_in(
     kind = _compilers.get(base)
     if kind is None:
         kind = _compilers[base] = type(f"Recording{base.__name__}", (_Recording, base), {})
-    compiler, compiler.found = kind.__new__(kind), _Found()
-    compiler.__init__(dialect, statement, schema_translate_map=schemas, cache_key=shape)
-    return compiler, compiler.found
+    found = _Found()
+    compiler: SQLCompiler = kind(found, dialect, statement, schema_translate_map=schemas, cache_key=shape)
+    return compiler, found
 
 
 # -- writes -----------------------------------------------------------------------------------------------------
@@ -142,8 +145,6 @@ def _of(statement: Any, dialect: Dialect) -> Iterator[TableClause]:
 
 def _plain(table: FromClause) -> Iterator[TableClause]:
     """Yield the tables behind an alias or a join."""
-    from sqlalchemy.sql import visitors
-
     for element in visitors.iterate(table):
         if isinstance(element, TableClause):
             yield element
@@ -162,7 +163,7 @@ def _dependent(targets: list[TableClause], rule: str) -> Iterator[TableClause]:
 
 
 def _follows(key: ForeignKey, parent: Table, rule: str) -> bool:
-    action = (key.constraint and getattr(key.constraint, rule)) or getattr(key, rule)
+    action: Any = getattr(key.constraint, rule, None) or getattr(key, rule)
     if not action or action.upper() in {"NO ACTION", "RESTRICT"}:
         return False
     return str(key.target_fullname).rpartition(".")[0] == parent.fullname
