@@ -100,11 +100,12 @@ class MagnusCache(BaseCache):
         policy: dict[str, Any] = self._policy if functions is None else {**self._policy, "codec": functions}
         self.namespace = Namespace(self._name, **policy)
         self._codec = policy.get("codec")
+        self._serializer = codec if functions else self._codec
 
     @property
     def serializer(self) -> Codec:
         """How values are stored, see `codec`. Flask-Caching sets it to its ``CACHE_SERIALIZER``."""
-        return self._codec
+        return self._serializer
 
     @serializer.setter
     def serializer(self, codec: Codec) -> None:

@@ -6,15 +6,21 @@
 from typing import Any
 from urllib.parse import quote
 
-from magnus_cache.integrations import cachelib
+from magnus_cache import register_type
 from magnus_cache.integrations.models import library
 
 library("flask_caching", extra="flask")
 
 from flask import Flask  # noqa: E402  # after the error that names the extra
 from flask_caching.backends.base import BaseCache  # noqa: E402  # as above
+from markupsafe import Markup  # noqa: E402  # as above
+
+from magnus_cache.integrations import cachelib  # noqa: E402  # as above
 
 __all__ = ["MagnusCache"]
+
+# The text of a template's fragment, which the tag ``{% cache %}`` stores.
+register_type(Markup, encode=str.__str__, decode=Markup)
 
 
 class MagnusCache(cachelib.MagnusCache, BaseCache):
