@@ -100,7 +100,7 @@ class MagnusCache(BaseCache):
         policy: dict[str, Any] = self._policy if functions is None else {**self._policy, "codec": functions}
         self.namespace = Namespace(self._name, **policy)
         self._codec = policy.get("codec")
-        self._serializer = codec if functions else self._codec
+        self._serializer: Codec = self._codec if functions is None else codec
 
     @property
     def serializer(self) -> Codec:

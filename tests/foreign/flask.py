@@ -22,9 +22,13 @@ ARGUMENTS: Final = {
     # Our own conftest.py is for our own tests.
     "cachelib": ("--noconftest", str(ROOT / "tests" / "foreign" / "cachelib_suite.py")),
     "flask-caching": (
-        "-p", "tests.foreign.flask_plugin", ".",
-        "-k", "not FileSystemCache and not NullCache and not RedisCache and not MemcachedCache and not redis",
-        "--ignore=test_init.py", "--ignore=test_py314_annotations.py",
+        "-p",
+        "tests.foreign.flask_plugin",
+        ".",
+        "-k",
+        "not FileSystemCache and not NullCache and not RedisCache and not MemcachedCache and not redis",
+        "--ignore=test_init.py",
+        "--ignore=test_py314_annotations.py",
     ),
 }
 """What pytest runs, in the folder of the tests."""
