@@ -1,7 +1,6 @@
 """Cached queries on SQLite: each commit is seen, nothing uncommitted is, and no two statements share a result."""
 
 import asyncio
-import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -1007,7 +1006,6 @@ async def test_a_commit_that_is_cancelled_is_seen(cache: CacheManager, shop: Cou
 
 @pytest.mark.anyio
 async def test_an_outage_holds_up_no_async_query(proxy: Proxy, async_shop: AsyncEngine) -> None:
-    logging.getLogger("magnus_cache").setLevel(logging.CRITICAL)
     with CacheManager(redis_url=proxy.url, op_timeout=0.3) as manager:
         queries = QueryCache(async_shop, cache=manager)
         await _awaited_rows(queries, async_shop)
