@@ -35,6 +35,7 @@ from magnus_cache import CacheArgumentError, CacheManager, CacheTypeError, Names
 from magnus_cache.integrations.sqlalchemy import QueryCache
 from magnus_cache.integrations.sqlalchemy.statements import Database, planned
 from magnus_cache.testing import Proxy
+from tests.support.wait import wait_until
 
 
 class Base(DeclarativeBase):
@@ -486,7 +487,9 @@ def test_many_callers_of_one_query_make_one_load(queries: QueryCache, shop: Coun
     assert shop.selects == 1
 
 
-def test_an_error_of_one_connection_is_not_that_of_another(queries: QueryCache, shop: Counting) -> None:
+def test_an_error_of_one_connection_is_not_that_of_another(
+    queries: QueryCache, cache: CacheManager, shop: Counting
+) -> None:
     reached, release = threading.Event(), threading.Event()
 
     def fail(conn: Any, *_: Any) -> None:
@@ -509,6 +512,7 @@ def test_an_error_of_one_connection_is_not_that_of_another(queries: QueryCache, 
         failing = threads.submit(on_broken)
         assert reached.wait(30)
         sound = threads.submit(on_sound)
+        wait_until(lambda: cache.get_stats()["flights_joined"] == 1)
         release.set()
         with pytest.raises(ConnectionError, match="of this connection"):
             failing.result()
