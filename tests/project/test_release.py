@@ -119,6 +119,16 @@ with engine.connect() as connection:
     assert [queries.execute(connection, sqlalchemy.select(sqlalchemy.literal(5))).scalar() for _ in "12"] == [5, 5]
 cache.close()
 """,
+    "django": """
+from django.conf import settings
+backend = "magnus_cache.integrations.django.MagnusCache"
+settings.configure(CACHES={"default": {"BACKEND": backend, "OPTIONS": {"redis_enabled": False}}})
+from django.core.cache import cache
+from django.utils.safestring import mark_safe
+cache.set("k", mark_safe("<b>"))
+assert cache.get("k").__html__() == "<b>"
+cache.manager.close()
+""",
     "dashboard": "from magnus_cache.dashboard import panel; assert callable(panel)\n",
 }  # fmt: skip
 """A program for each extra, and one for none."""
@@ -129,6 +139,7 @@ MISSING: Final = {
     "magnus_cache.observability.prometheus": "prometheus",
     "magnus_cache.observability.opentelemetry": "opentelemetry",
     "magnus_cache.integrations.openai": "openai",
+    "magnus_cache.integrations.django": "django",
     "magnus_cache.integrations.cachelib": "cachelib",
     "magnus_cache.integrations.flask": "flask",
     "magnus_cache.integrations.sqlalchemy": "sqlalchemy",

