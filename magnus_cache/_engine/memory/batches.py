@@ -130,12 +130,14 @@ class BatchCache(LocalCache):
     def _added(self, pairs: Sequence[tuple[Placeholder, Entry]]) -> set[int]:
         """Put new entries into the hot table while it has room; return the places of those that are there."""
         table, pending, cold, stored = self._table, self._pending, self._cold, set[int]()
+        # Less than there is, as others may leave meanwhile.
+        room, free = min(self._hot_entries - len(table), self.max_entries - len(self)), self.max_bytes - self.bytes
         for place, (placeholder, entry) in enumerate(pairs):
             name = placeholder.name
             size = entry.size + len(name) + OVERHEAD
             if name in table or (cold is not None and name in cold):
                 continue
-            if len(table) >= self._hot_entries or len(self) >= self.max_entries or self.bytes + size > self.max_bytes:
+            if len(stored) >= room or size > free:
                 break
             if not isinstance(entry, TaggedEntry):
                 entry.generation = self.generation
@@ -147,6 +149,7 @@ class BatchCache(LocalCache):
             table[name] = entry
             # The end of the step.
             self._hot_bytes += size
+            free -= size
             self._policy.added(name, entry)
             self._collect()
             if table.get(name) is entry:
