@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import subprocess
 import sys
 from collections.abc import Callable
@@ -9,9 +10,10 @@ from datetime import date
 from pathlib import Path
 from typing import Any, Final
 
+import msgpack
 import pytest
 
-from magnus_cache import CacheManager, __version__
+from magnus_cache import CacheManager, Namespace, __version__
 from magnus_cache._engine.keys.names import key_text
 from magnus_cache.cli.common import key_of, key_shown
 from tests.support.programs import ROOT
@@ -78,6 +80,19 @@ def test_a_value_may_come_from_stdin_with_a_ttl_and_tags(run: Run, cache: CacheM
 def test_what_json_does_not_have_is_shown_as_text(run: Run, cache: CacheManager) -> None:
     cache.set("t", "k", {"at": date(2026, 1, 2), "raw": b"\xff"})
     assert parsed(run("get", "t", "k")) == {"at": "2026-01-02", "raw": "b'\\xff'"}
+
+
+def test_of_what_a_codec_has_stored_the_size_is_shown(run: Run, cache: CacheManager) -> None:
+    """A command has no codec of the application, and unpickles nothing."""
+    cache.set(Namespace("t", codec=(pickle.dumps, pickle.loads)), "k", {1, 2})
+    size = len(pickle.dumps({1, 2})) + 1
+    done = run("get", "t", "k")
+    assert printed(done) == f"{size} opaque bytes, stored by the codec of namespace 't'\n"
+    assert done.stderr == ""
+    assert parsed(run("get", "t", "k", "--json")) == {"opaque_bytes": size}
+    explained = printed(run("explain", "t", "k"), 1)
+    assert "a miss here: it was stored by the codec of a namespace" in explained
+    assert f"size {size} bytes, opaque bytes of a codec" in explained
 
 
 def test_every_key_that_is_listed_is_taken(run: Run, cache: CacheManager) -> None:
@@ -155,6 +170,20 @@ def test_figures_of_the_fleet(run: Run, cache: CacheManager) -> None:
     assert found["redis_total_keys"] == parsed(run("stats", "--json"))["redis_total_keys"]
 
 
+def test_processes_of_another_version_are_told(run: Run, cache: CacheManager, raw: Any) -> None:
+    cache.get_or_set("t", "k", lambda: 1)
+    cache.get_stats("fleet")
+    assert "do not run" not in printed(run("stats", "--fleet"))
+    (name,) = raw.scan_iter("magnus!stats:*")
+    report = raw.get(name)
+    about = msgpack.unpackb(report[8:])
+    # As versions before this field have reported.
+    del about["library"]
+    raw.set(name, report[:8] + msgpack.packb(about), keepttl=True)
+    shown = " ".join(printed(run("stats", "--fleet")).split())
+    assert f"1 of 1 processes do not run {__version__}, as this command does: an older version (1)." in shown
+
+
 def test_the_hottest_namespaces_and_functions(run: Run, cache: CacheManager) -> None:
     @cache.cached("t")
     def double(number: int) -> int:
@@ -221,11 +250,12 @@ def printed_lines(done: "subprocess.CompletedProcess[str]", code: int = 0) -> li
         (["warm", "json:dumps", "--keys", "keys"], "name the namespace: --namespace NAME"),
         (["warm", "json:dumps", "--keys", "nothere", "--namespace", "t"], "--keys: nothere cannot be read"),
         (["nonsense"], "No such command 'nonsense'"),
-        (["get", "t"], "Missing argument"),
-        (["get", "t", "k", "--nonsense"], "No such option"),
+        (["get", "t"], "Missing argument 'key'. (magnus-cache get --help)"),
+        (["get", "t", "k", "--nonsense"], "No such option: --nonsense (magnus-cache get --help)"),
         (["get", "t:u", "k"], "contains ':'"),
         (["set", "t", "k", "1", "--ttl", "soon"], "ttl: "),
         (["get", "t", "k", "--url", "nonsense"], "redis_url (REDIS_URL): it must begin with"),
+        (["stats", "--url", "redis://a..b"], "redis_url (REDIS_URL): the host is not a name"),
         (["get", "t", "k", "--prefix", "a b"], "prefix"),
         (["ls", "--limit", "0"], "--limit"),
         (["drill", "--url", "rediss://localhost:1"], ""),
