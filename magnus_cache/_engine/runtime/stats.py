@@ -57,7 +57,8 @@ class Counters:
 
     __slots__ = (
         "early_refreshes", "errors", "l1_hits", "l2_hits", "load_errors", "load_micros", "loads", "misses",
-        "negative_hits", "overloads", "refused", "stale_hits", "stores", "timeouts", "unreadable", "unstorable",
+        "negative_hits", "overloads", "refused", "seal_failures", "stale_hits", "stores", "timeouts", "unreadable",
+        "unstorable",
     )  # fmt: skip
 
     early_refreshes: int
@@ -82,6 +83,8 @@ class Counters:
     """Loads that were not started, or were given up, because too many ran in the background."""
     refused: int
     """Writes that Redis refused."""
+    seal_failures: int
+    """Values of sealed namespaces that could not be opened, or were not sealed; they are `unreadable`, too."""
     stale_hits: int
     """Expired values that were served."""
     stores: int
