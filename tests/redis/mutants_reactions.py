@@ -43,7 +43,7 @@ def without_telling_what_is_refused_from_who_is() -> None:
 
 @guard(HERE)
 def without_knowing_who_serves_nobody() -> None:
-    put(wire, "unable", nothing)
+    put(wire.Wire, "_unable", staticmethod(nothing))
 
 
 @guard(f"{HERE}::test_a_note_that_a_read_only_server_refuses_ends_no_connection")
