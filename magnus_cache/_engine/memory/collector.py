@@ -119,7 +119,7 @@ class Collecting(Tiers):
             if there is None or (now < there[1].end and self._is_current(name, there[1])):
                 return False
             entry = there[1]
-            removed = cold.discard(name)
+            removed = self._discard(name)
         self.expirations += removed and now >= entry
         # The value's finalizer may call the cache. It runs when this returns, where the state is consistent.
         return removed
