@@ -150,10 +150,8 @@ def _is_importable(function: Any, module: Any, name: Any) -> bool:
     found: Any = sys.modules.get(module) if isinstance(module, str) else None
     for part in name.split(".") if isinstance(name, str) else ("",):
         found = getattr(found, part, None)
-    # A method of a class of its own: not of an instance, which may have settings of its own.
-    return found is not None and (found is function or inspect.unwrap(found) is inspect.unwrap(function)) and (
-        getattr(function, "__self__", None) is None or isinstance(function.__self__, type)
-    )
+    # A method of a class is equal to itself; one of an instance is not found, as that may have settings of its own.
+    return found is not None and found == function
 
 
 def _address(owner: Any) -> list[str | None] | None:
