@@ -90,6 +90,7 @@ def _handler_of(server: LLMServer) -> type[BaseHTTPRequestHandler]:
             self.send_header("Content-Type", "application/json")
             self.send_header("Content-Length", str(len(data)))
             self.send_header("x-request-id", "req-1")
+            self.send_header("request-id", "req-1")
             self.end_headers()
             self.wfile.write(data)
 
