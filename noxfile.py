@@ -212,7 +212,7 @@ def browser(session: nox.Session) -> None:
 
 @nox.session
 def pictures(session: nox.Session) -> None:
-    """Make the pictures of the dashboard in the documentation, with the same Chromium."""
+    """Make the pictures of the dashboard and the command line in the documentation, with the same Chromium."""
     install(session, "test", "browser")
     session.run("python", "-m", "tests.dashboard.pictures", *session.posargs)
 

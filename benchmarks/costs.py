@@ -107,7 +107,7 @@ def pauses(plan: Plan) -> Table:
     with if_installed(table, "cachetools"):
         import cachetools
 
-        timed = cachetools.TTLCache[str, str](plan.large, _TTL)
+        timed: cachetools.TTLCache[str, str] = cachetools.TTLCache(plan.large, _TTL)
         _fill_mapping(plan, timed)
         _time_collections(plan, table, column, "cachetools TTLCache")
         del timed

@@ -219,7 +219,8 @@ def methods(manager: CacheManager, table: Table, case: Case) -> dict[str, Quotes
     with if_installed(table, "cachetools"):
         import cachetools
 
-        cache, lock = cachetools.TTLCache[Any, Any](size, _TTL), threading.Lock()
+        cache: cachetools.TTLCache[Any, Any] = cachetools.TTLCache(size, _TTL)
+        lock = threading.Lock()
         decorate = cachetools.cachedmethod(lambda self: cache, lock=lambda self: lock)
         found["cachetools"] = _instance(decorate, make, awaited=False)
     with if_installed(table, "cachebox"):

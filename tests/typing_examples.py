@@ -109,6 +109,8 @@ prices("AAPL")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 # -- options ------------------------------------------------------------------------------------------------------
 
 Namespace("t", grace=None, soft_timeout=None, negative={LookupError: "5m"})
+Namespace("t", compress="zstd")
+Namespace("t", compress="gzip")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 Namespace("t", grease=1)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
 cache.get_or_set("t", "k", lambda: 1, ttl=lambda value: value, grace=60, soft_timeout=None, hard_timeout=None)
 cache.cached("t", grace="1h", soft_timeout=0, hard_timeout=timedelta(seconds=5), jitter=None, early=None, retry=None)

@@ -53,7 +53,9 @@ def main(arguments: Sequence[str]) -> int:
     except CommandError as failure:
         return _failed(str(failure), failure.code)
     except _Refusal as error:
-        return _failed(error.format_message(), error.exit_code)
+        context = getattr(error, "ctx", None)
+        where = f" ({context.command_path} --help)" if context is not None else ""
+        return _failed(error.format_message() + where, error.exit_code)
     except typer.Exit as ended:
         return ended.exit_code
     except (typer.Abort, KeyboardInterrupt):

@@ -138,16 +138,23 @@ def _hottest(figures: Mapping[str, Any]) -> RenderableType:
         f"   {figures['total_requests']:,} calls in the last day   Redis ",
         ("up", "green") if figures["redis_available"] else ("away", "red"),
     )  # fmt: skip
-    return Group(head, _table("namespace", figures["namespaces"]), _table("function", figures["functions"]))
+    width = max((len(name) for part in ("namespaces", "functions") for name in figures[part]), default=0)
+    tables = (_table(title, figures[f"{title}s"], width) for title in ("namespace", "function"))
+    return Group(head, *tables)
 
 
-def _table(title: str, rows: Mapping[str, Mapping[str, Any]]) -> Table:
+def _table(title: str, rows: Mapping[str, Mapping[str, Any]], width: int = 0) -> Table:
+    """Return the rows, hottest first.
+
+    :param width: of the first column at least, if there is room; so that the columns of two tables are aligned.
+    """
     table = Table(box=None, pad_edge=False, header_style="bold", expand=False)
     columns = ("calls/s", "calls", "hits", "loads", "mean load", "saved")
     shown = columns if console().width >= _NARROW else columns[:3]
-    table.add_column(title, overflow="ellipsis", no_wrap=True, max_width=max(8, console().width - 11 * len(shown)))
+    most = max(8, console().width - 11 * len(shown))
+    table.add_column(title, overflow="ellipsis", no_wrap=True, min_width=min(width, most), max_width=most)
     for name in shown:
-        table.add_column(name, justify="right", no_wrap=True, min_width=8)
+        table.add_column(name, justify="right", no_wrap=True, min_width=9)
 
     def heat(row: Mapping[str, Any]) -> tuple[float, float]:
         return row["calls_per_second"] or 0.0, row["calls"]

@@ -94,13 +94,22 @@ async def _scanned(client: Client, start: bytes) -> list[bytes]:
 
 
 def get(namespace: _Namespace, key: _Key, url: Url = None, prefix: Prefix = None, json: Json = False) -> None:
-    """Print a value, as JSON. Exit code 1 if there is none."""
-    del json  # a value is always printed so
+    """Print a value, as JSON. Exit code 1 if there is none.
+
+    Of what a codec of the application has stored, only the size can be told.
+    """
     with opened(url, prefix) as cache:
         value = cache.get(namespace, key_of(key), default=_NOTHING)
-        if value is _NOTHING:
-            raise CommandError(FINDING, f"{namespace}:{key}: {cache.explain(namespace, key_of(key)).verdict}")
-    typer.echo(shown(value))
+        if value is not _NOTHING:
+            typer.echo(shown(value))
+            return
+        found = cache.explain(namespace, key_of(key))
+    if not found.opaque:
+        raise CommandError(FINDING, f"{namespace}:{key}: {found.verdict}")
+    if json:
+        print_json({"opaque_bytes": found.size})
+    else:
+        typer.echo(f"{found.size} opaque bytes, stored by the codec of namespace {namespace!r}")
 
 
 _NOTHING = object()

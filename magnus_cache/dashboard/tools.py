@@ -106,7 +106,9 @@ def _explain(cache: CacheManager, namespace: str, text: str) -> None:
     except CacheError as error:
         st.error(_told(error))
         return
-    if found.level is None:
+    if found.level is None and found.opaque:
+        st.badge("opaque bytes", color="blue", help="The codec of its namespace has stored them.")
+    elif found.level is None:
         st.badge("a miss", color="orange")
     else:
         st.badge("in memory" if found.level == "l1" else "in Redis", color="green")

@@ -304,7 +304,7 @@ def test_without_redis_values_are_stored_in_memory() -> None:
     assert seen.of(FillRefused) == [FillRefused("none", "magnus:none:k", "unkept")]
 
 
-@pytest.mark.parametrize("place", ["redis", "memory"])
+@pytest.mark.parametrize("place", ["redis", "memory"], ids=["server", "memory"])
 def test_what_is_written_in_one_step_is_told(url: str, place: str) -> None:
     seen = Seen()
     with CacheManager(redis_url=url, redis_enabled=place == "redis") as cache, cache.observe(seen, Stored):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,7 +12,7 @@ from typing import Any, Final
 
 import pytest
 
-from magnus_cache import CacheManager, __version__
+from magnus_cache import CacheManager, Namespace, __version__
 from magnus_cache._engine.keys.names import key_text
 from magnus_cache.cli.common import key_of, key_shown
 from tests.support.programs import ROOT
@@ -78,6 +79,19 @@ def test_a_value_may_come_from_stdin_with_a_ttl_and_tags(run: Run, cache: CacheM
 def test_what_json_does_not_have_is_shown_as_text(run: Run, cache: CacheManager) -> None:
     cache.set("t", "k", {"at": date(2026, 1, 2), "raw": b"\xff"})
     assert parsed(run("get", "t", "k")) == {"at": "2026-01-02", "raw": "b'\\xff'"}
+
+
+def test_of_what_a_codec_has_stored_the_size_is_shown(run: Run, cache: CacheManager) -> None:
+    """A command has no codec of the application, and unpickles nothing."""
+    cache.set(Namespace("t", codec=(pickle.dumps, pickle.loads)), "k", {1, 2})
+    size = len(pickle.dumps({1, 2})) + 1
+    done = run("get", "t", "k")
+    assert printed(done) == f"{size} opaque bytes, stored by the codec of namespace 't'\n"
+    assert done.stderr == ""
+    assert parsed(run("get", "t", "k", "--json")) == {"opaque_bytes": size}
+    explained = printed(run("explain", "t", "k"), 1)
+    assert "a miss here: it was stored by the codec of a namespace" in explained
+    assert f"size {size} bytes, opaque bytes of a codec" in explained
 
 
 def test_every_key_that_is_listed_is_taken(run: Run, cache: CacheManager) -> None:
@@ -221,11 +235,12 @@ def printed_lines(done: "subprocess.CompletedProcess[str]", code: int = 0) -> li
         (["warm", "json:dumps", "--keys", "keys"], "name the namespace: --namespace NAME"),
         (["warm", "json:dumps", "--keys", "nothere", "--namespace", "t"], "--keys: nothere cannot be read"),
         (["nonsense"], "No such command 'nonsense'"),
-        (["get", "t"], "Missing argument"),
-        (["get", "t", "k", "--nonsense"], "No such option"),
+        (["get", "t"], "Missing argument 'key'. (magnus-cache get --help)"),
+        (["get", "t", "k", "--nonsense"], "No such option: --nonsense (magnus-cache get --help)"),
         (["get", "t:u", "k"], "contains ':'"),
         (["set", "t", "k", "1", "--ttl", "soon"], "ttl: "),
         (["get", "t", "k", "--url", "nonsense"], "redis_url (REDIS_URL): it must begin with"),
+        (["stats", "--url", "redis://a..b"], "redis_url (REDIS_URL): the host is not a name"),
         (["get", "t", "k", "--prefix", "a b"], "prefix"),
         (["ls", "--limit", "0"], "--limit"),
         (["drill", "--url", "rediss://localhost:1"], ""),

@@ -1,25 +1,31 @@
-"""``python -m tests.dashboard.pictures``: the pictures of the documentation, of a real dashboard and a real Redis."""
+"""``python -m tests.dashboard.pictures``: the pictures of the documentation, of real programs and a real Redis."""
 
 import io
 import re
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
+import redis
+
 from magnus_cache import CacheManager
 from magnus_cache.embedded import EmbeddedServer
 from tests.support.dashboards import browser, busy_history, dashboard
 from tests.support.programs import ROOT
+from tests.support.terminal_pictures import screen_of
 from tests.support.wait import wait_until
 
 FOLDER: Final = ROOT / ".docs" / "pictures"
 WIDE: Final = {"width": 1180, "height": 930}
 NARROW: Final = {"width": 390, "height": 1180}
 _PROCESSES: Final = 4
+_RATES: Final = r"portfolio +[1-9]\d*\.\d +"
+"""A row of `top` with its calls per second."""
 
 _WORKER: Final = """
 import sys
@@ -29,8 +35,11 @@ with CacheManager(redis_url=sys.argv[1], stats_interval=0.5) as cache:
         cache.get_or_set("portfolio", number, lambda: {"cash": 1000.0 + number, "positions": ["AAPL", "MSFT"] * 40})
     print("ready", flush=True)
     # They are in use as long as the pictures are taken.
-    while not sys.stdin.closed and sys.stdin.readline():
-        cache.get("portfolio", 1)
+    while line := sys.stdin.readline():
+        for number in range(int(line)):
+            cache.get("portfolio", number)
+            for namespace in ("stock_prices", "options_chains", "kalshi_markets")[: 1 + number % 3]:
+                cache.get_or_set(namespace, number % 90, lambda: {"bid": 187.2, "ask": 187.3})
 """
 
 
@@ -52,12 +61,30 @@ def processes(url: str) -> Iterator[list["subprocess.Popen[str]"]]:
             worker.communicate()
 
 
-def use(workers: list["subprocess.Popen[str]"]) -> None:
-    """Have each process use its cache once, so that it reports."""
+def use(workers: list["subprocess.Popen[str]"], times: int = 1) -> None:
+    """Have each process use its cache, so that it reports."""
     for worker in workers:
         assert worker.stdin is not None
-        worker.stdin.write("\n")
+        worker.stdin.write(f"{times}\n")
         worker.stdin.flush()
+
+
+@contextmanager
+def traffic(workers: list["subprocess.Popen[str]"]) -> Iterator[None]:
+    """Have all processes use their caches all the time."""
+    over = threading.Event()
+
+    def go_on() -> None:
+        while not over.wait(0.1):
+            use(workers, 9)
+
+    thread = threading.Thread(target=go_on)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
 
 
 def shown(page: Any, text: str | re.Pattern[str]) -> None:
@@ -74,9 +101,21 @@ def shown(page: Any, text: str | re.Pattern[str]) -> None:
 
 def save(page: Any, name: str) -> None:
     """Save a picture of a page, as a small file."""
+    _save(page.screenshot(), name)
+
+
+def save_terminal(chromium: Any, name: str, shown: str) -> None:
+    """Save a picture of a terminal, given as a page of HTML."""
+    page = chromium.new_page(viewport={"width": 1400, "height": 900})
+    page.set_content(shown)
+    _save(page.locator("#screen").screenshot(), name)
+    page.close()
+
+
+def _save(png: bytes, name: str) -> None:
     from PIL import Image
 
-    with Image.open(io.BytesIO(page.screenshot())) as picture:
+    with Image.open(io.BytesIO(png)) as picture:
         small = picture.convert("RGB").quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
         small.save(FOLDER / f"{name}.png", optimize=True)
 
@@ -105,6 +144,14 @@ def main() -> None:
                 wait_until(lambda: len(cache.get_processes()) == _PROCESSES)
                 shown(other, re.compile(r"1\.\d\d M"))
                 save(other, name)
+            with traffic(workers):
+                save_terminal(chromium, "top", screen_of(("top",), server.url, until=_RATES))
+            # What a server has that was set up for something else.
+            with redis.Redis.from_url(server.url) as client:
+                client.config_set("maxmemory-policy", "noeviction")
+                client.config_set("maxmemory", "512mb")
+                client.config_set("tracking-table-max-keys", 200)
+            save_terminal(chromium, "doctor", screen_of(("doctor",), server.url))
             server.stop()
             shown(page, re.compile("Redis (is|has been) away"))
             page.get_by_text(re.compile(r"Redis has been away for 1\d s")).first.wait_for()

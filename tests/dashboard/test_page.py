@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import pickle
 import re
 import sys
 from collections.abc import Callable, Iterator
@@ -13,7 +14,7 @@ import redis
 import streamlit as st
 from streamlit.testing.v1 import AppTest
 
-from magnus_cache import CacheManager
+from magnus_cache import CacheManager, Namespace
 from magnus_cache.dashboard import panel, texts
 from magnus_cache.dashboard.rows import decimals, groups, hit_rates, latencies, saved_unit, shown_minutes, traffic
 from magnus_cache.dashboard.texts import (
@@ -306,6 +307,15 @@ def test_keys_are_listed_and_explained(opened: Opened, url: str, cache: CacheMan
     assert "expires in" in explained(page, 0)
     cache.delete("t", "with space")
     assert "not there" in explained(page, 0)
+
+
+def test_what_a_codec_has_stored_is_shown_as_opaque_bytes(opened: Opened, url: str, cache: CacheManager) -> None:
+    cache.set(Namespace("t", codec=(pickle.dumps, pickle.loads)), "k", {1, 2})
+    cache.get_stats("fleet")
+    page = opened("--url", url)
+    assert listed(page, "t") == ["k"]
+    assert "opaque bytes of a codec" in explained(page, 0)
+    assert any("opaque bytes" in str(each.value) for each in page.markdown)
 
 
 def test_a_namespace_that_does_not_exist_has_no_keys(opened: Opened, url: str, cache: CacheManager) -> None:

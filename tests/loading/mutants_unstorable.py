@@ -19,8 +19,8 @@ def without_copies_of_what_cannot_be_stored() -> None:
 def without_a_payload_of_what_is_too_large() -> None:
     original = loaded_value.LoadedValue.__init__
 
-    def init(self: Any, value: Any, payload: Any, refusal: Any = None, copies: Any = ()) -> None:
-        original(self, value, None if refusal is not None else payload, refusal, copies)
+    def init(self: Any, value: Any, payload: Any, refusal: Any = None, copies: Any = (), **more: Any) -> None:
+        original(self, value, None if refusal is not None else payload, refusal, copies, **more)
 
     put(loaded_value.LoadedValue, "__init__", init)
 

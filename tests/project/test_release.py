@@ -68,6 +68,22 @@ cache.set("t", "k", frame)
 assert cache.get("t", "k").equals(frame)
 cache.close()
 """,
+    "zstd": f"""{_CACHE}
+from magnus_cache import Namespace
+from magnus_cache._engine.codec.envelope import open_payload, pack, read_header
+assert Namespace("t", compress="zstd").compress == "zstd"
+packed = pack(bytes(1_000), version=1, fresh_until=1, compress="zstd")
+assert len(packed) < 200 and open_payload(packed, read_header(packed), 1_000) == bytes(1_000)
+cache.close()
+""",
+    "lz4": f"""{_CACHE}
+from magnus_cache import Namespace
+from magnus_cache._engine.codec.envelope import open_payload, pack, read_header
+assert Namespace("t", compress="lz4").compress == "lz4"
+packed = pack(bytes(1_000), version=1, fresh_until=1, compress="lz4")
+assert len(packed) < 200 and open_payload(packed, read_header(packed), 1_000) == bytes(1_000)
+cache.close()
+""",
     "openai": "import magnus_cache.integrations.openai\n",
     "langchain": "import magnus_cache.integrations.langchain\n",
     "dashboard": "from magnus_cache.dashboard import panel; assert callable(panel)\n",

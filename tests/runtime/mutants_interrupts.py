@@ -5,6 +5,7 @@ import threading
 from contextvars import ContextVar
 from typing import Any, Final
 
+from magnus_cache._engine.api import many
 from magnus_cache._engine.coordination import life_cycle, state
 from magnus_cache._engine.flights import flight, flights, joins
 from magnus_cache._engine.loading import loads
@@ -186,6 +187,11 @@ def without_a_seat_that_knows_its_load_at_once() -> None:
         return found
 
     put(joins.Joins, "_join", late)
+
+
+@guard(f"{HERE}::test_ctrl_c_at_any_place_leaves_nothing_behind")
+def without_leaving_the_loads_of_a_batch_again_after_an_interrupt() -> None:
+    rewrite(many._BlockingBatch._load, "LOADING.set(outer)", "pass")
 
 
 @guard(f"{HERE}::test_those_who_wait_for_an_interrupted_load_are_served")

@@ -22,7 +22,7 @@ def without_recording_a_set_without_a_loop() -> None:
 
 @guard(f"{HERE}::test_threads_that_wait_share_one_load_and_get_copies")
 def without_copies_for_those_who_wait_without_a_loop() -> None:
-    put(loads, "uncached", lambda *args: (uncached.uncached(*args)[0], None))
+    put(loads, "uncached", lambda *args: loads.LoadedValue(uncached.uncached(*args).take(), None))
 
 
 @guard(f"{HERE}::test_functions_under_an_async_manager_are_called_on_its_loop")

@@ -87,7 +87,8 @@ CALLS: dict[str, Callable[[CacheManager, str], object]] = {
 
 @pytest.mark.parametrize("call", CALLS)
 def test_ctrl_c_at_any_place_leaves_nothing_behind(cache: CacheManager, call: str) -> None:
-    for place in places(3):
+    # The narrowest place so far was one of a batch.
+    for place in places(1 if call == "many" else 3):
         key = f"{call.replace(' ', '_')}{place}"
         try:
             with interrupted(place, interrupt) as interruption:

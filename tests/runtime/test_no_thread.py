@@ -66,7 +66,7 @@ def lack(request: pytest.FixtureRequest) -> Any:
     return LACKS[request.param]
 
 
-@pytest.fixture(params=[True, False], ids=["redis", "memory"])
+@pytest.fixture(params=[True, False], ids=["server", "memory"])
 def options(request: pytest.FixtureRequest, url: str) -> dict[str, Any]:
     return {"redis_url": url, "redis_enabled": request.param}
 

@@ -92,6 +92,8 @@ def test_customary_and_own_variables(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"redis_port": 0}, r"^redis_port \(REDIS_PORT\): "),
         ({"redis_db": -1}, r"^redis_db \(REDIS_DB\): "),
         ({"redis_url": "http://h"}, r"^redis_url \(REDIS_URL\): "),
+        ({"redis_url": "redis://a..b"}, r"^redis_url \(REDIS_URL\): the host is not a name"),
+        ({"redis_host": "a" * 64}, r"^redis_host \(REDIS_HOST\): the host is not a name: between its dots"),
         ({"op_timeout": 0}, r"^op_timeout \(MAGNUS_CACHE_OP_TIMEOUT\): "),
         ({"op_timeout": "nan"}, r"^op_timeout \(MAGNUS_CACHE_OP_TIMEOUT\): "),
         ({"default_ttl": True}, r"^default_ttl \(MAGNUS_CACHE_DEFAULT_TTL\): "),

@@ -504,7 +504,7 @@ async def test_what_redis_refuses_is_an_error_also_where_counting_here_is_allowe
 
 
 @pytest.mark.anyio
-@pytest.mark.parametrize("place", ["redis", "memory"])
+@pytest.mark.parametrize("place", ["redis", "memory"], ids=["server", "memory"])
 async def test_a_function_runs_again_on_what_came_in_between(url: str, place: str) -> None:
     async with AsyncCacheManager(redis_url=url, redis_enabled=place == "redis") as cache:
         await cache.set("t", "k", 1)
@@ -526,7 +526,7 @@ async def test_a_function_runs_again_on_what_came_in_between(url: str, place: st
 
 
 @pytest.mark.anyio
-@pytest.mark.parametrize("place", ["redis", "memory"])
+@pytest.mark.parametrize("place", ["redis", "memory"], ids=["server", "memory"])
 async def test_a_value_that_changes_all_the_time_is_a_clear_error(
     url: str, place: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -549,7 +549,7 @@ async def test_a_value_that_changes_all_the_time_is_a_clear_error(
 
 
 @pytest.mark.anyio
-@pytest.mark.parametrize("place", ["redis", "memory"])
+@pytest.mark.parametrize("place", ["redis", "memory"], ids=["server", "memory"])
 async def test_a_function_that_hangs_holds_up_nothing(url: str, place: str) -> None:
     """Not even another update of the same key."""
     async with AsyncCacheManager(redis_url=url, redis_enabled=place == "redis") as cache:

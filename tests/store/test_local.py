@@ -10,7 +10,8 @@ import pytest
 import redis
 
 from magnus_cache import AsyncCacheManager, CacheManager, Namespace
-from magnus_cache._engine.store.local_values import object_size, tagged
+from magnus_cache._engine.memory.footprint import object_size
+from magnus_cache._engine.store.local_values import tagged
 from magnus_cache.errors import CacheArgumentError, CacheEncodeError, CacheTypeError
 from magnus_cache.testing import Proxy, VirtualClock, virtual_clock
 from tests.support.wait import lapse, lapse_async, wait_until, wait_until_answered, wait_until_async

@@ -47,7 +47,7 @@ async def offline(cache: AsyncCacheManager) -> None:
 
 
 @pytest.mark.anyio
-@pytest.mark.parametrize("how", ["redis", "memory", "outage"])
+@pytest.mark.parametrize("how", ["redis", "memory", "outage"], ids=["server", "memory", "outage"])
 async def test_a_remembered_error_is_no_value_to_touch(private_server: Any, how: str) -> None:
     async with AsyncCacheManager(redis_url=private_server.url, redis_enabled=how != "memory") as cache:
 

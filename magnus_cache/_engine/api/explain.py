@@ -4,7 +4,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from magnus_cache._engine.api.history import history_of, writer_of
-from magnus_cache._engine.codec import envelope
+from magnus_cache._engine.codec import encode, envelope, is_opaque, mismatch
 from magnus_cache._engine.memory.entry import Entry
 from magnus_cache._engine.policy.function_tags import visible_tags
 from magnus_cache._engine.store.explanation import Explanation, duration_text
@@ -49,7 +49,7 @@ async def _explained(reads: Reads, ref: KeyRef) -> Explanation:
         entry, why = near or reads.last(ref), _away(reads, ref, f" ({error.reason})")
         return _local(reads, ref, entry, why) if entry is not None else _not_served(reads, ref, why)
     if near is not None:
-        unwanted = near.negative and not ref.freshness.negative
+        unwanted = (near.negative and not ref.freshness.negative) or _misread(ref, near) is not None
         # The end of the entry in memory, which may be sooner than the end in Redis.
         until_end = near.fresh_until - state.clock()
         verdict = f"in memory, and {found.verdict} in Redis"
@@ -79,6 +79,8 @@ def _local(reads: Reads, ref: KeyRef, entry: Entry | None, why: str) -> Explanat
         verdict = "an error that loading raised, remembered in this process"
     elif entry.negative:
         level, verdict = None, Verdict.UNWANTED.words
+    elif (problem := _misread(ref, entry)) is not None:
+        level, verdict = None, problem
     if namespace.offline is not None and state.endpoint is not None:
         left = state.generations.served_until(entry.trust, namespace.offline, ref.name) - now
         why += f", and memory may serve it for {duration_text(left)} more"
@@ -100,11 +102,30 @@ def _not_served(reads: Reads, ref: KeyRef, why: str) -> Explanation:
     return _explanation(ref, entry, None, f"in this process, but not served: {why}; {problem}", now)
 
 
+def _stored_form(entry: Entry) -> bytes | None:
+    """Return the payload of an entry that is no remembered error, if memory has it."""
+    if entry.negative:
+        return None
+    return entry.payload if entry.payload is not None else entry.encoded
+
+
+def _misread(ref: KeyRef, entry: Entry) -> str | None:
+    """Return why this namespace cannot read what another one of its name has stored, with or without a codec."""
+    payload, codec = _stored_form(entry), ref.namespace.codec
+    if entry.negative or (payload is None and codec is None):
+        return None
+    problem = mismatch(codec, encode(entry.value) if payload is None else payload)
+    return None if problem is None else f"a miss here: {problem}"
+
+
 def _explanation(ref: KeyRef, entry: Entry, level: str | None, verdict: str, now: float) -> Explanation:
     age = None if entry.born is None else max(0.0, now - entry.born)
+    payload = _stored_form(entry)
+    opaque = payload is not None and is_opaque(payload)
     return Explanation(
         str(ref.namespace), ref.name.decode(), level, verdict, age=age, left=entry.fresh_until - now,
-        size=entry.length, tags=tuple(tags_of(entry)),
+        size=len(payload) if payload is not None and opaque else entry.length, tags=tuple(tags_of(entry)),
+        opaque=opaque,
     )  # fmt: skip
 
 
@@ -149,7 +170,7 @@ async def _in_redis(reads: Reads, wire: "Connection", ref: KeyRef, raw: bytes | 
     try:
         header = envelope.read_header(raw)
         tags, _ = envelope.read_tags(raw, header)
-        envelope.open_payload(raw, header, reads.limit(ref))
+        payload = envelope.open_payload(raw, header, reads.limit(ref))
     except CacheDecodeError as error:
         return replace(unknown, verdict=f"unreadable: {error}", size=len(raw))
     lowest_valid = await reads.epoch_sync.settled(wire, ref.epoch_names, tags)
@@ -163,8 +184,12 @@ async def _in_redis(reads: Reads, wire: "Connection", ref: KeyRef, raw: bytes | 
         verdict = _past_its_end(left + ref.freshness.grace)
     elif judged is Verdict.FRESH and negative:
         verdict = "an error that loading raised, remembered"
+    served = judged is Verdict.FRESH
+    opaque = served and not negative and is_opaque(payload)
+    if served and not negative and (problem := mismatch(ref.namespace.codec, payload)) is not None:
+        served, verdict = False, f"a miss here: {problem}"
     return replace(
-        unknown, level="l2" if judged is Verdict.FRESH else None, verdict=verdict,
+        unknown, level="l2" if served else None, verdict=verdict, opaque=opaque,
         age=header.life - left if header.life else None, left=left, epoch=header.epoch,
         lowest_valid_epoch=lowest_valid, tags=tuple(tags), cost=header.cost, size=len(raw) - envelope.HEADER_BYTES,
         stored_by=await writer_of(reads.state, wire, header.version),

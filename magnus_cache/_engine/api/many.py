@@ -10,7 +10,7 @@ from typing import Any, Final, TypeVar
 
 from magnus_cache._engine.api.engine import Engine
 from magnus_cache._engine.flights.context import CurrentLoad, as_current_load, is_unmodified, not_modified_error
-from magnus_cache._engine.flights.flight import SERVING, Flight, ServedThread
+from magnus_cache._engine.flights.flight import LOADING, SERVING, Flight, ServedThread
 from magnus_cache._engine.loading.batch import Batch, CallLoader
 from magnus_cache._engine.loading.request import BatchItem, BatchLoader, BatchRequest, Locate
 from magnus_cache._engine.loading.results import PreparedValue
@@ -383,9 +383,12 @@ class _BlockingBatch:
     ) -> None:
         try:
             # A batch loader replaces no single value, so its `current_load()` is empty, also within the load of a key.
-            span = self._engine.loads.span_many(self._request, flights)
-            with self._engine.state.flights.as_part_of(flights), as_current_load(CurrentLoad()), span:
-                result = self._engine.loads.called_blocking(partial(self._request.loader, keys))
+            span, outer = self._engine.loads.span_many(self._request, flights), LOADING.get()
+            try:
+                with self._engine.state.flights.as_part_of(flights), as_current_load(CurrentLoad()), span:
+                    result = self._engine.loads.called_blocking(partial(self._request.loader, keys))
+            finally:
+                LOADING.set(outer)  # Ctrl-C may come before the first step of `__exit__`
             result = self._prepared(keys, result)
         except Exception as error:  # noqa: BLE001  # the error is the outcome
             self._tell(loop, answer, (error, None))

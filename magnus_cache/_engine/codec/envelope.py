@@ -14,6 +14,7 @@ import zlib
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final, NamedTuple, Required, TypedDict, Unpack
 
+from magnus_cache._engine.codec.compression import ZLIB, Compression, compressed, decompressed, too_large
 from magnus_cache.errors import CacheArgumentError, CacheDecodeError
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "HEADER_FIELDS",
     "JUDGED_FIELDS",
     "MOST_TAGS",
+    "NAMED",
     "NEGATIVE",
     "PREFIX",
     "SMALL_VALUE",
@@ -77,7 +79,7 @@ SMALL_VALUE: Final = HEADER_BYTES + _COPIED_BYTES
 """Bytes below which a stored value, header included, is small."""
 
 COMPRESSED: Final = 0x01
-"""The payload is zlib data."""
+"""The payload is compressed: with zlib, unless it names another algorithm."""
 
 TAGGED: Final = 0x02
 """Tags stand in front of the payload. The bit 0x04 is kept for sealed values."""
@@ -87,6 +89,9 @@ NEGATIVE: Final = 0x08
 
 VALIDATED: Final = 0x10
 """A validator stands in front of the payload."""
+
+NAMED: Final = 0x20
+"""The first byte of the compressed payload is the number of its algorithm."""
 
 MOST_TAGS: Final = 255
 
@@ -98,8 +103,7 @@ _MOST_KNOWN: Final = 1_024
 _known_tags: Final[dict[bytes, tuple[str, ...]]] = {}
 """Tags of values that had one, by how they are stored."""
 
-_KNOWN_FLAGS: Final = COMPRESSED | TAGGED | NEGATIVE | VALIDATED
-_LEVEL: Final = 1
+_KNOWN_FLAGS: Final = COMPRESSED | TAGGED | NEGATIVE | VALIDATED | NAMED
 _U64: Final = (1 << 64) - 1
 
 
@@ -138,23 +142,25 @@ class HeaderFields(TypedDict, total=False):
 
 
 def pack(
-    payload: bytes, *, tags: Sequence[str] = (), compress: bool = False, validator: str | None = None,
+    payload: bytes, *, tags: Sequence[str] = (), compress: Compression = False, validator: str | None = None,
     negative: bool = False, **fields: Unpack[HeaderFields],
 ) -> bytes:  # fmt: skip
     """Return header and payload as one stored value.
 
     :param fields: of the header, see `HeaderFields`.
     :param tags: at most 255.
-    :param compress: compress with zlib, if that makes the payload smaller.
+    :param compress: compress, if that makes the payload smaller.
     :param validator: the value's version at its source; up to 65,535 bytes of UTF-8.
     :param negative: whether the payload describes an error.
     :raises CacheArgumentError: if a number does not fit its field, or the payload is 4 GiB or more.
     """
     flags = 0
     if compress:
-        smaller = zlib.compress(payload, _LEVEL)
-        if len(smaller) < len(payload):
-            payload, flags = smaller, COMPRESSED
+        payload, number = compressed(payload, compress)
+        if number == ZLIB:
+            flags = COMPRESSED
+        elif number is not None:
+            payload, flags = bytes((number,)) + payload, COMPRESSED | NAMED
     if negative:
         flags |= NEGATIVE
     try:
@@ -360,27 +366,16 @@ def open_payload(raw: bytes, header: Header, limit: int) -> bytes:
 
     :param header: what `read_header` returned for `raw`.
     :param limit: the most bytes the payload may have; no more than that is ever decompressed.
-    :raises CacheDecodeError: with the reason ``"too_large"``, or for damaged compressed data ``"truncated"``,
-        ``"trailing"`` or ``"malformed"``.
+    :raises CacheDecodeError: with the reason ``"too_large"``, as `decompressed` does, or ``"flags"``.
     """
     _, start = read_validator(raw, header)
-    if not header.flags & COMPRESSED:
+    if not header.flags & (COMPRESSED | NAMED):
         if len(raw) - start > limit:
-            raise _too_large(limit)
+            raise too_large(limit)
         return raw[start:]
-    inflater = zlib.decompressobj()
-    try:
-        payload = inflater.decompress(memoryview(raw)[start:], max(limit, 0) + 1)
-    except zlib.error as error:
-        raise CacheDecodeError("malformed", "the stored value cannot be decompressed") from error
-    if len(payload) > limit:
-        raise _too_large(limit)
-    if not inflater.eof:
-        raise CacheDecodeError("truncated", "the compressed payload is incomplete")
-    if inflater.unused_data:
-        raise CacheDecodeError("trailing", "bytes follow the compressed payload")
-    return payload
-
-
-def _too_large(limit: int) -> CacheDecodeError:
-    return CacheDecodeError("too_large", f"the payload is larger than {limit} bytes")
+    data = memoryview(raw)[start:]
+    if not header.flags & NAMED:
+        return decompressed(data, ZLIB, limit)
+    if not header.flags & COMPRESSED or not data or data[0] == ZLIB:
+        raise CacheDecodeError("flags", "the stored value names an algorithm that it cannot have")
+    return decompressed(data[1:], data[0], limit)

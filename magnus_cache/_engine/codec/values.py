@@ -28,12 +28,15 @@ from magnus_cache._engine.codec.unregistered import OTHER_RESTORERS, encode_othe
 from magnus_cache._engine.runtime.turns import at_once
 from magnus_cache.errors import CacheDecodeError, CacheEncodeError
 
-__all__ = ["MAX_DEPTH", "decode", "decode_steps", "encode", "encode_steps", "size_steps"]
+__all__ = ["MAX_DEPTH", "OPAQUE", "decode", "decode_steps", "encode", "encode_steps", "size_steps"]
 
 _msgpack: Final[Any] = msgpack
 """Untyped on purpose: its C half has no stubs."""
 
 _unpackb: Final[Callable[..., Any]] = _msgpack.unpackb
+
+OPAQUE: Final = 0xC1
+"""How a payload begins that the codec of a namespace has made, see `user_codec`; msgpack never begins with it."""
 
 MAX_DEPTH: Final = 1000
 """How deep containers may nest for certain; msgpack's own limit is a few levels further."""
@@ -376,6 +379,8 @@ def _skim(payload: bytes | memoryview) -> None:
 def _unreadable(payload: bytes | memoryview, error: Exception) -> CacheDecodeError:
     if isinstance(error, CacheDecodeError):
         return error
+    if len(payload) and payload[0] == OPAQUE:
+        return CacheDecodeError("codec", "it was stored by the codec of a namespace; give the Namespace its codec=")
     if isinstance(error, ExtraData):
         return CacheDecodeError("trailing", "bytes follow the value")
     if isinstance(error, StackError | RecursionError):

@@ -212,6 +212,11 @@ class BatchResults:
         changed = codec.changed_so_far()
         try:
             payload = self._loads.reads.encoded_at_once(self._ref.namespace, value)
+            if (own := self._ref.namespace.codec) is not None:
+                if payload is None or len(payload) >= codec.LARGE:
+                    return None
+                # As later callers will read it. If that fails, it cannot be stored.
+                return codec.decode_by(own, payload), payload
         except Exception:  # noqa: BLE001  # whatever it is, it is raised again where the value is stored alone
             return None
         # Of a value that changed on its way, callers get what later ones will read.
@@ -283,7 +288,7 @@ class BatchResults:
         """Deliver values: the loader's own objects to the batch's caller, equal ones to the others."""
 
         def shared(number: int) -> Outcome:
-            loaded = LoadedValue(portion.values[number], portion.payloads[number])
+            loaded = LoadedValue(portion.values[number], portion.payloads[number], user_codec=self._ref.namespace.codec)
             loaded.take()
             return Loaded(loaded)
 

@@ -5,7 +5,7 @@ from typing import Generic, TypeVar
 
 from magnus_cache._engine import codec
 from magnus_cache._engine.runtime.turns import in_turns
-from magnus_cache.errors import CacheEncodeError
+from magnus_cache.errors import CacheDecodeError, CacheEncodeError
 
 __all__ = ["LoadedValue"]
 
@@ -18,13 +18,16 @@ class LoadedValue(Generic[T]):
     :param payload: the encoded value, decoded for each further caller; None if it cannot be encoded.
     :param refusal: why it cannot be stored, or None.
     :param copies: copies for the further callers, if there is no payload.
+    :param user_codec: that of the namespace, or None.
     """
 
-    __slots__ = ("_own", "_payload", "_value", "refusal")
+    __slots__ = ("_own", "_payload", "_user_codec", "_value", "refusal")
 
     def __init__(
-        self, value: T, payload: bytes | None, refusal: CacheEncodeError | None = None, copies: Sequence[T] = ()
-    ) -> None:
+        self, value: T, payload: bytes | None, refusal: CacheEncodeError | None = None, copies: Sequence[T] = (), *,
+        user_codec: codec.Codec | None = None,
+    ) -> None:  # fmt: skip
+        self._user_codec = user_codec
         self._value = value
         self._payload = payload
         self._own = [*copies, value]
@@ -44,7 +47,14 @@ class LoadedValue(Generic[T]):
         except IndexError:
             if self._payload is None:
                 return self._value
-            value: T = codec.decode(self._payload)
+            if self._user_codec is None:
+                value: T = codec.decode(self._payload)
+                return value
+            try:
+                value = codec.decode_by(self._user_codec, self._payload)
+            except CacheDecodeError:
+                # It was read back once, so this is rare; a load never loses its result.
+                return self._value
             return value
 
     async def taken(self, *, strict: bool = False) -> T:
@@ -53,7 +63,7 @@ class LoadedValue(Generic[T]):
         :raises CacheEncodeError: as `take` does.
         """
         refused = strict and self.refusal is not None
-        if refused or self._own or self._payload is None or len(self._payload) < codec.LARGE:
+        if refused or self._own or self._payload is None or len(self._payload) < codec.LARGE or self._user_codec:
             return self.take(strict=strict)
         value: T = await in_turns(codec.decode_steps(self._payload))
         return value

@@ -204,7 +204,7 @@ class Loads:
             except NoThreadError as error:
                 with self.span(request, flight):
                     called = partial(self.called_blocking, loader)
-                    return LoadedValue(*uncached(self.acquirer, ref, flight, called, error))
+                    return uncached(self.acquirer, ref, flight, called, error)
             opened = self._opened(ref, got, flight)
             fence = self.to_load(request, flight, got, opened)
             if isinstance(fence, LoadedValue):
@@ -300,7 +300,7 @@ class Loads:
         if payload is None and entry.shared and flight.waiter_count > (flight.loop is not None):
             # The other callers may have another policy than this one.
             payload = at_once(self._reads.payload_steps(entry))
-        return LoadedValue(opened, payload)
+        return LoadedValue(opened, payload, user_codec=ref.namespace.codec)
 
     def count_load(self, request: LoadRequest[Any], started: float) -> float:
         """Count and record a load, and return its duration.
@@ -417,7 +417,7 @@ class Loads:
         stored_or_shared = local or payload is not None
         copies = [] if stored_or_shared else await self.unstorable.copies(value, request.options, fence.flight)
         look.overtaken = bool(tags) and await self.acquirer.overtaken(ref, tags, prepared.known, fence)
-        return LoadedValue(value, None if local else payload, refusal, copies)
+        return LoadedValue(value, None if local else payload, refusal, copies, user_codec=ref.namespace.codec)
 
 
 def _modified(value: T) -> T:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Generator
 from typing import Any, NamedTuple
 
 from magnus_cache._engine import codec
+from magnus_cache._engine.codec.markers import kind_of, type_name
 from magnus_cache._engine.flights.context import UNMODIFIED, CurrentLoad, not_modified_error
 from magnus_cache._engine.loading.request import LoadRequest
 from magnus_cache._engine.store.local_values import tagged
@@ -69,9 +70,12 @@ class ResultPreparer:
             # A value that makes `ttl`, `skip_if` or `tags` raise counts as a failed load.
             self._hold_back(ref, error)
             raise
-        if payload and codec.changed_so_far() != changed:
+        if payload and ref.namespace.codec is not None:
+            value, payload, unread = _round_trip(ref, value, payload)
+            refusal = refusal if unread is None or skipped else unread
+        elif payload and codec.changed_so_far() != changed:
             value = yield from _as_read(value, payload)
-        if payload is None or ttl is None:
+        if payload is None or ttl is None or refusal is not None:
             return PreparedValue(value, payload, tags, all_tags, refusal=refusal)
         record = yield from self._writes.record_steps(ref, value, payload, all_tags)
         return PreparedValue(value, payload, tags, all_tags, ttl, record)
@@ -87,13 +91,27 @@ class ResultPreparer:
             return b"", None if skipped else self._reads.local.refusal(ref, value)
         payload: bytes | None = None
         try:
-            payload = yield from self._reads.encoding(value)
+            payload = yield from self._reads.encoding(ref.namespace, value)
             if not skipped:
                 yield from self._reads.checking(ref, payload)
         except CacheEncodeError as error:
             # A skipped value need not be storable.
             return payload, None if skipped else error
         return payload, None
+
+
+def _round_trip(ref: KeyRef, value: Any, payload: bytes) -> tuple[Any, bytes | None, CacheEncodeError | None]:
+    """Return a value as later callers get it from the codec of its namespace, with its payload.
+
+    For a value that the codec cannot read back: the value itself, no payload, and why it cannot be stored.
+    """
+    try:
+        return codec.decode_by(ref.namespace.codec, payload), payload, None
+    except CacheDecodeError as error:
+        kind = type_name(kind_of(value))
+        refusal = CacheEncodeError(kind, f"a {kind} cannot be stored, as {error}", "result")
+        refusal.__cause__ = error.__cause__
+        return value, None, refusal
 
 
 def _as_read(value: Any, payload: bytes) -> Generator[None, None, Any]:

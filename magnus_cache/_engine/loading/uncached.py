@@ -1,5 +1,6 @@
 """Loads of blocking callers without a background loop: the loader is called, and nothing is stored."""
 
+import contextlib
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -7,6 +8,7 @@ from magnus_cache._engine import codec
 from magnus_cache._engine.flights.context import CurrentLoad, as_current_load, is_unmodified, not_modified_error
 from magnus_cache._engine.flights.flight import Flight
 from magnus_cache._engine.loading.acquire import LeaseAcquirer
+from magnus_cache._engine.loading.loaded_value import LoadedValue
 from magnus_cache._engine.runtime.clock import MICROSECONDS, monotonic
 from magnus_cache._engine.runtime.portal import NoThreadError
 from magnus_cache._engine.store.records import KeyRef
@@ -19,8 +21,8 @@ T = TypeVar("T")
 
 def uncached(
     acquirer: LeaseAcquirer, ref: KeyRef, flight: Flight, call: Callable[[], T], error: NoThreadError
-) -> tuple[T, bytes | None]:
-    """Return a loader's value, for all waiting callers of this process, and its payload; None if it cannot be encoded.
+) -> LoadedValue[T]:
+    """Return a loader's value, for all waiting callers of this process.
 
     :param call: calls the loader.
     :param error: why there is no loop.
@@ -41,8 +43,8 @@ def uncached(
     ref.counters.loads += 1
     ref.counters.load_micros += int(cost * MICROSECONDS)
     state.stats.load_latency.add(cost)
-    try:
-        return value, codec.encode(value)
-    except CacheEncodeError:
-        # Then the waiting callers share the object, as they would without a cache.
-        return value, None
+    payload: bytes | None = None
+    # If it cannot be encoded, the waiting callers share the object, as they would without a cache.
+    with contextlib.suppress(CacheEncodeError):
+        payload = codec.encode_by(ref.namespace.codec, value)
+    return LoadedValue(value, payload, user_codec=ref.namespace.codec)

@@ -79,7 +79,8 @@ class Unstorable:
         if not (first or strict):
             return error
         work = partial(explained, value, error, "result")
-        if ref.namespace.local:
+        if ref.namespace.local or ref.namespace.codec is not None:
+            # Which part is to blame is not known.
             work = partial(CacheEncodeError, error.type_name, error.problem, "result")
         error = await self._off_loop(work, _size(value), _SEARCHED_HERE)
         if first:

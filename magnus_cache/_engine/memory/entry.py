@@ -11,6 +11,7 @@ __all__ = [
     "MOST_BYTES",
     "OVERHEAD",
     "Calls",
+    "CodecBytes",
     "Entry",
     "ReferenceEntry",
     "SharedEntry",
@@ -49,6 +50,24 @@ _MORE_AT: Final = _MORE_BITS - _SIZE_BITS
 _FACTS_MASK: Final = (1 << _MORE_AT) - 1
 _BEFORE: Final = 1 << (_BORN_BITS - 1)
 """Milliseconds that a value may be older than the monotonic clock, which starts at boot: two centuries."""
+
+
+class CodecBytes(bytes):
+    """The payload of a decoded value, with the codec of the namespace that has decoded it.
+
+    :ivar codec: only callers with the same one may get the value; others decode the payload.
+    :ivar immutable: whether all of these may get it, and not only those that share mutable values.
+    """
+
+    codec: object
+    immutable: bool
+
+    @classmethod
+    def of(cls, payload: bytes, codec: object, *, immutable: bool) -> Self:
+        """Return a payload with what is known of its value."""
+        self = cls(payload)
+        self.codec, self.immutable = codec, immutable
+        return self
 
 
 def pack_windows(fresh: float, stale: float, *, negative: bool = False) -> int:

@@ -10,12 +10,12 @@ from enum import Enum
 from itertools import islice
 from typing import Any, Final
 
-from magnus_cache._engine.memory.entry import Entry
+from magnus_cache._engine.memory.entry import MOST_BYTES, CodecBytes, Entry
 from magnus_cache._engine.memory.records import is_plain
 from magnus_cache._engine.memory.store import LocalCache
 from magnus_cache._engine.runtime.critical import section
 
-__all__ = ["footprint", "has_room", "keep_decoded", "payload_kept"]
+__all__ = ["footprint", "has_room", "keep_decoded", "keep_made", "object_size", "payload_kept"]
 
 _NODES: Final = 256
 """Parts sampled in total. A value is estimated once, at its first hit or when it is written."""
@@ -44,6 +44,29 @@ def footprint(value: Any, encoded: int) -> int:
         # The overhead of a single object is counted with the entry.
         return max(encoded, sys.getsizeof(value) - _HEAD)
     return max(_estimate(value, _NODES, set()), encoded if kind is not bool and value is not None else 0)
+
+
+def object_size(value: Any) -> int:
+    """Return about how many bytes an object takes, as far as it can be asked, for the bound on the memory.
+
+    What a library allocates outside of Python counts where the object tells: by ``nbytes``, ``estimated_size()`` or
+    ``__sizeof__``.
+    """
+    size = 0
+    for ask in (
+        lambda: footprint(value, 0),
+        lambda: sys.getsizeof(value),
+        lambda: value.nbytes,
+        lambda: value.estimated_size(),
+    ):
+        try:
+            told = ask()
+        # The object's own methods may do anything; then they tell nothing.
+        except Exception:  # noqa: BLE001  # as said
+            continue
+        if type(told) is int:
+            size = max(size, told)
+    return min(size, MOST_BYTES)
 
 
 def has_room(memory: LocalCache, size: int) -> bool:
@@ -80,6 +103,18 @@ def keep_decoded(memory: LocalCache, name: bytes, entry: Entry, value: Any, *, s
         # Never in place for a shared value: callers that do not share it may remember the entry.
         decoded = entry.decoded(value, size, shared=shared)
         decoded.encoded = encoded
+        memory.replace(name, entry, decoded)
+
+
+def keep_made(memory: LocalCache, name: bytes, entry: Entry, value: Any, payload: CodecBytes) -> None:
+    """Replace an entry's encoded value by what the codec of a namespace has made of it, if there is room for both.
+
+    Never in place: to callers without that codec, it is not the value of the payload.
+    """
+    size = entry.size - entry.length + len(payload) + object_size(value)
+    if has_room(memory, size):
+        decoded = entry.decoded(value, size, shared=True)
+        decoded.encoded = payload
         memory.replace(name, entry, decoded)
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from magnus_cache._engine.memory.batches import BatchCache
-from magnus_cache._engine.memory.entry import Entry, ReferenceEntry
+from magnus_cache._engine.memory.entry import CodecBytes, Entry, ReferenceEntry
 from magnus_cache._engine.memory.policy import PolicyName
 from magnus_cache._engine.runtime.clock import Clock, monotonic
 from magnus_cache._engine.runtime.critical import engaged
@@ -50,6 +50,9 @@ class ReloadingCache(BatchCache):
             with self._lock:
                 if entry.payload is not None:
                     entry.value = None
+        elif since < self._replaced and type(entry.encoded) is CodecBytes:
+            # Its codec knows what it takes to make it again. The value stays, for a reader that has seen no payload.
+            entry.payload = bytes(entry.encoded)
         if not super()._is_current(name, entry):
             return False
         if since < self._replaced and entry.payload is None and _renewable(entry):

@@ -7,11 +7,13 @@ registered under it, or else to a namespace with the defaults.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, ClassVar, Final, NoReturn, Protocol, Self, Unpack
 
+from magnus_cache._engine.codec.compression import Compression, checked_compression
 from magnus_cache._engine.keys.names import check_name
 from magnus_cache._engine.keys.versions import Version, checked_version
+from magnus_cache._engine.policy.codecs import checked_codec
 from magnus_cache._engine.runtime.annotations import readable
 from magnus_cache._engine.runtime.critical import section
 from magnus_cache._engine.runtime.durations import Duration, seconds
@@ -65,7 +67,8 @@ class Namespace(str):
     :param max_value_bytes: the largest encoded value that is stored, in bytes; ``None`` means the settings'.
     :param share: give all callers the same object, even if it is mutable. This is faster, but callers must not change
         the object.
-    :param compress: compress large values.
+    :param compress: compress values that get smaller: ``"zlib"`` (or True), ``"zstd"`` or ``"lz4"``; the last two need
+        the extras of these names.
     :param version: a number or text that is part of each key. Change it when the code that makes the values changes,
         so that new code does not read what old code stored.
     :param offline: for how long memory may serve values after contact with Redis was lost, although other processes
@@ -74,10 +77,15 @@ class Namespace(str):
         nothing.
     :param local: keep values in this process's memory only, by reference. They may be of any type: clients, compiled
         models, frames. They are never sent to Redis. Clears, tags and deletes of other processes still reach them.
+    :param codec: ``(dumps, loads)``, two functions for values of any type: ``dumps(value)`` returns bytes, and
+        ``loads`` the value. ``None`` means the cache's own format. ``(pickle.dumps, pickle.loads)`` runs any code that
+        is in Redis: use it only if nobody else can write there. Ints stay in the cache's own format, so that `incr`
+        works. After another change of the codec, change `version`, too.
     :param strict: raise `CacheEncodeError` if the result of a load cannot be stored, instead of returning it.
     :param freshness: what may be done with values that expire soon or have expired: ``grace``, ``soft_timeout``,
         ``hard_timeout``, ``early``, ``jitter``, ``retry``, ``negative``; see `Freshness`.
     :raises CacheArgumentError: (a `ValueError`) for an invalid argument, naming it.
+    :raises ImportError: if the library for an option is missing, naming the extra that brings it.
     """
 
     ttl: float | None
@@ -85,16 +93,17 @@ class Namespace(str):
     l1_ttl: float | None
     max_value_bytes: int | None
     share: bool
-    compress: bool
+    compress: Compression
     version: Version | None
     offline: float | None
     local: bool
+    codec: tuple[Callable[[Any], bytes], Callable[[bytes], Any]] | None
     strict: bool
     freshness: Freshness
 
     __slots__ = (
-        "compress", "freshness", "l1", "l1_ttl", "local", "max_value_bytes", "offline", "share", "strict", "ttl",
-        "version",
+        "codec", "compress", "freshness", "l1", "l1_ttl", "local", "max_value_bytes", "offline", "share", "strict",
+        "ttl", "version",
     )  # fmt: skip
 
     DEFAULTS: ClassVar[dict[str, Any]] = {
@@ -107,6 +116,7 @@ class Namespace(str):
         "version": None,
         "offline": None,
         "local": False,
+        "codec": None,
         "strict": False,
         "grace": NO_POLICY.grace,
         "soft_timeout": NO_POLICY.soft_timeout,
@@ -127,10 +137,11 @@ class Namespace(str):
         l1_ttl: Duration | None = None,
         max_value_bytes: int | None = None,
         share: bool = False,
-        compress: bool = False,
+        compress: Compression = False,
         version: Version | None = None,
         offline: Duration | None = None,
         local: bool = False,
+        codec: tuple[Callable[[Any], bytes], Callable[[bytes], Any]] | None = None,
         strict: bool = False,
         **freshness: Unpack[FreshnessOptions],
     ) -> Self:
@@ -142,10 +153,11 @@ class Namespace(str):
         put(self, "l1_ttl", None if l1_ttl is None else seconds(l1_ttl, "l1_ttl"))
         put(self, "max_value_bytes", None if max_value_bytes is None else _size(max_value_bytes))
         put(self, "share", _flag(share, "share"))
-        put(self, "compress", _flag(compress, "compress"))
+        put(self, "compress", checked_compression(compress))
         put(self, "version", checked_version(version))
         put(self, "offline", None if offline is None else seconds(offline, "offline", zero=True))
         put(self, "local", _flag(local, "local"))
+        put(self, "codec", checked_codec(codec))
         put(self, "strict", _flag(strict, "strict"))
         put(self, "freshness", Freshness.of(freshness))
         if self.local:
@@ -227,7 +239,9 @@ def _check_local(namespace: Namespace) -> None:
     if not namespace.l1:
         raise CacheArgumentError("l1", "a local namespace keeps its values in memory only; leave out l1=False")
     if namespace.compress:
-        raise CacheArgumentError("compress", "nothing of a local namespace is encoded; leave out compress=True")
+        raise CacheArgumentError("compress", "nothing of a local namespace is encoded; leave out compress")
+    if namespace.codec is not None:
+        raise CacheArgumentError("codec", "nothing of a local namespace is encoded; leave out codec")
     if namespace.max_value_bytes is not None:
         problem = (
             "nothing of a local namespace is encoded; leave it out: l1_max_bytes of the settings bounds the memory"

@@ -25,6 +25,7 @@ from magnus_cache._engine.redis.endpoint import (
     Remap,
     credentials,
     database_of,
+    host_of,
     query_of,
     shown,
     tls_of,
@@ -180,7 +181,7 @@ def _split(text: Any) -> Address:
     host = unquote(host)
     if not host or any(character.isspace() or character in "\"'/@?#,[]=" for character in host):
         raise EndpointError(f"a host is a name or an address; {_FORM}")
-    return host, port
+    return host_of(host), port
 
 
 class _Table:

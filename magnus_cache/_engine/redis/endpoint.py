@@ -16,6 +16,7 @@ __all__ = [
     "Remap",
     "credentials",
     "database_of",
+    "host_of",
     "parse_url",
     "query_of",
     "shown",
@@ -134,6 +135,19 @@ def parse_url(url: str) -> dict[str, Any]:
     return parts
 
 
+def host_of(name: str) -> str:
+    """Return a host if the resolver can be asked for it.
+
+    :raises EndpointError: if it cannot: its labels have 1 to 63 characters.
+    """
+    try:
+        name.encode("idna")
+    except UnicodeError as error:
+        # Not quoted: it may be a password that should stand elsewhere.
+        raise EndpointError("the host is not a name: between its dots are 1 to 63 characters") from error
+    return name
+
+
 def credentials(username: str, password: str) -> dict[str, Any]:
     """Return those of both that a URL has, unescaped."""
     parts: dict[str, Any] = {}
@@ -151,7 +165,7 @@ def _place(split: SplitResult, port: int | None, query: Mapping[str, str]) -> di
         return {"path": unquote(split.path)}
     if port == 0:
         raise EndpointError("the port must be a number from 1 to 65535")
-    place: dict[str, Any] = {"host": unquote(split.hostname or "localhost"), "port": port or 6379}
+    place: dict[str, Any] = {"host": host_of(unquote(split.hostname or "localhost")), "port": port or 6379}
     database = split.path.strip("/")
     if database:
         if "db" in query:

@@ -34,7 +34,7 @@ from magnus_cache._engine.redis.deployment import (
     parse_deployment_url,
     remap_of,
 )
-from magnus_cache._engine.redis.endpoint import Endpoint, parse_url, variable_of
+from magnus_cache._engine.redis.endpoint import Endpoint, host_of, parse_url, variable_of
 from magnus_cache._engine.runtime.durations import seconds
 from magnus_cache._engine.runtime.log import say
 from magnus_cache._engine.runtime.numbers import whole
@@ -282,7 +282,7 @@ class CacheSettings(BaseSettings):
             raise ValueError("a host is a name or an address, without quotes, white space or slashes")
         if host.count(":") == 1:
             raise ValueError("a host has no port; set redis_port (REDIS_PORT)")
-        return host
+        return host_of(host)
 
     @field_validator("prefix")
     @classmethod

@@ -36,7 +36,7 @@ from magnus_cache._engine.store.atomic_memory import AtomicMemory
 from magnus_cache._engine.store.fills_many import ManyFills
 from magnus_cache._engine.store.orders import Order
 from magnus_cache._engine.store.records import MISS, KeyRef, Record
-from magnus_cache._engine.store.stored_values import StoredValue, judged, settled, stored_value
+from magnus_cache._engine.store.stored_values import StoredValue, judged, opened, settled, stored_value
 from magnus_cache._engine.store.writes import SAMPLED, milliseconds
 from magnus_cache.errors import CacheConflictError, CacheTypeError, CacheUnavailableError
 from magnus_cache.freshness import lifetime
@@ -140,7 +140,8 @@ class AtomicWrites(ManyFills):
             if swapped.done:
                 return True
             if swapped.found is not None:
-                if (await judged(self, wire, ref, swapped.found, asked)).value is not None:
+                there = (await judged(self, wire, ref, swapped.found, asked)).value
+                if await opened(self, ref, there) is not MISS:
                     return False
                 expected = swapped.found[:HEADER_BYTES]
         return False
@@ -212,12 +213,12 @@ class AtomicWrites(ManyFills):
         if self.state.reaches(ref.name):
             # Only the answer was lost. What is counted here would be forgotten at once, so Redis' number is the base.
             try:
-                stored = await stored_value(self, self.state.client.current_connection(ref.name), ref)
+                there = await stored_value(self, self.state.client.current_connection(ref.name), ref)
+                value = await opened(self, ref, there)
             except CacheUnavailableError as error:
                 self.reads.failed(ref, error)
             else:
-                before = change.initial if stored is None else counted(ref, codec.decode(stored.payload))
-                return before + change.delta
+                return (change.initial if value is MISS else counted(ref, value)) + change.delta
         return await self._count_here(ref, wire, change)
 
     async def _count(self, ref: KeyRef, change: Change) -> int:
@@ -243,10 +244,10 @@ class AtomicWrites(ManyFills):
                 number: int = codec.decode(envelope.unpack(attempt.raw, self.reads.limit(ref))[4])
                 return number
             reject = attempt.raw[:HEADER_BYTES]
-            if attempt.done or stored is None:
+            if attempt.done or stored is None or (value := await opened(self, ref, stored)) is MISS:
                 continue
             # A number that is not exact in Lua, or that is stored in another form, such as with a validator.
-            number = counted(ref, codec.decode(stored.payload)) + change.delta
+            number = counted(ref, value) + change.delta
             if await self._replaced(wire, ref, stored, number):
                 return number
             reject = b""

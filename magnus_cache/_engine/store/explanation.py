@@ -58,6 +58,7 @@ class Explanation:
         not known, as of a process that has ended.
     :ivar history: the last things that happened to the key, the latest first: in this process, and what others have
         told of their deletes, clears and invalidated tags.
+    :ivar opaque: whether the codec of a namespace has stored the value: bytes that mean nothing to others.
     :ivar node: on a cluster, the address of the primary that has the key, such as ``"10.0.0.7:6379"``; None otherwise.
     :ivar slot: on a cluster, the slot of the key; None otherwise.
     """
@@ -79,6 +80,7 @@ class Explanation:
     slot: int | None = None
     stored_by: str | None = None
     history: tuple[KeyEvent, ...] = ()
+    opaque: bool = False
 
     def __str__(self) -> str:
         lines = [f"{self.name}: {self.verdict}"]
@@ -94,7 +96,7 @@ class Explanation:
         if self.cost:
             details.append(f"loaded in {duration_text(self.cost)}")
         if self.size is not None:
-            details.append(f"size {_size(self.size)}")
+            details.append(f"size {_size(self.size)}{', opaque bytes of a codec' if self.opaque else ''}")
         if self.tags:
             details.append(f"tags {', '.join(self.tags)}")
         if details:

@@ -10,7 +10,6 @@ connection there is, and if it is still valid it stands on that one: an object t
 lost connection. In an outage it is served as other values in memory are.
 """
 
-import sys
 import zlib
 from collections.abc import Iterable
 from types import AsyncGeneratorType, CoroutineType, GeneratorType
@@ -22,8 +21,8 @@ from magnus_cache._engine.coherence.trust import Trust
 from magnus_cache._engine.coordination.epoch_sync import JUDGEMENTS
 from magnus_cache._engine.coordination.state import State
 from magnus_cache._engine.flights.context import is_unmodified
-from magnus_cache._engine.memory.entry import MOST_BYTES, OVERHEAD, Entry
-from magnus_cache._engine.memory.footprint import footprint
+from magnus_cache._engine.memory.entry import OVERHEAD, Entry
+from magnus_cache._engine.memory.footprint import object_size
 from magnus_cache._engine.redis.retries import ATTEMPTS
 from magnus_cache._engine.store.judge import Verdict, covered, settled_verdict
 from magnus_cache._engine.store.records import KeyRef
@@ -33,7 +32,7 @@ from magnus_cache.errors import CacheEncodeError, CacheUnavailableError
 if TYPE_CHECKING:
     from magnus_cache._engine.redis.exchange import Connection
 
-__all__ = ["LocalValues", "object_size", "shown_tags", "tagged"]
+__all__ = ["LocalValues", "shown_tags", "tagged"]
 
 _BUCKETS: Final = 256
 """Hidden tags of one namespace. Each is a key in Redis, so they have to be few."""
@@ -56,29 +55,6 @@ def tagged(ref: KeyRef, tags: tuple[str, ...]) -> tuple[str, ...]:
 def shown_tags(tags: Iterable[str]) -> tuple[str, ...]:
     """Return those of a value's tags that its callers gave it."""
     return tuple(tag for tag in tags if not tag.startswith(_HIDDEN))
-
-
-def object_size(value: Any) -> int:
-    """Return about how many bytes an object takes, as far as it can be asked, for the bound on the memory.
-
-    What a library allocates outside of Python counts where the object tells: by ``nbytes``, ``estimated_size()`` or
-    ``__sizeof__``.
-    """
-    size = 0
-    for ask in (
-        lambda: footprint(value, 0),
-        lambda: sys.getsizeof(value),
-        lambda: value.nbytes,
-        lambda: value.estimated_size(),
-    ):
-        try:
-            told = ask()
-        # The object's own methods may do anything; then they tell nothing.
-        except Exception:  # noqa: BLE001  # as said
-            continue
-        if type(told) is int:
-            size = max(size, told)
-    return min(size, MOST_BYTES)
 
 
 class LocalValues:

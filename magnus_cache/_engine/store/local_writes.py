@@ -8,11 +8,12 @@ from magnus_cache._engine.codec.versions import new_version
 from magnus_cache._engine.coherence.trust import Trust
 from magnus_cache._engine.coordination.leases import Fence
 from magnus_cache._engine.coordination.local_lease import LocalLease
+from magnus_cache._engine.memory.footprint import object_size
 from magnus_cache._engine.memory.store import LocalCache
 from magnus_cache._engine.redis.retries import ask_twice
 from magnus_cache._engine.runtime.observers import Stored
 from magnus_cache._engine.store.judge import judge
-from magnus_cache._engine.store.local_values import object_size, tagged
+from magnus_cache._engine.store.local_values import tagged
 from magnus_cache._engine.store.reads import Reads
 from magnus_cache._engine.store.records import KeyRef, Record
 from magnus_cache.errors import CacheUnavailableError

@@ -40,7 +40,8 @@ class KeyRef:
     """The reference of a value: its name in Redis, its namespace, and the epochs and counters of the namespace.
 
     :ivar freshness: the freshness policy of the namespace, or of the call.
-    :ivar is_far: whether the value is never kept in memory and has no freshness policy: a read needs its payload only.
+    :ivar is_far: whether the value is never kept in memory, and has no freshness policy and no codec: a read needs its
+        payload only.
     """
 
     __slots__ = ("counters", "epoch_names", "freshness", "is_far", "name", "namespace")
@@ -53,7 +54,7 @@ class KeyRef:
         self.name = name
         self.counters = counters
         self.epoch_names = epoch_names
-        self.is_far = freshness is NO_POLICY and not namespace.l1 and not namespace.local
+        self.is_far = freshness is NO_POLICY and not namespace.l1 and not namespace.local and namespace.codec is None
 
 
 # Plain tuples: each read makes one of both, and a named tuple takes ten times as long to make.

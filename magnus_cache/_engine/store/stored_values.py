@@ -5,18 +5,21 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from magnus_cache._engine.codec import envelope
+from magnus_cache._engine.runtime.turns import in_turns
 from magnus_cache._engine.store.judge import Verdict, settled_verdict
-from magnus_cache._engine.store.records import KeyRef, Record
+from magnus_cache._engine.store.records import MISS, KeyRef, Record
 from magnus_cache._engine.store.writes import Writes
 from magnus_cache.errors import CacheDecodeError
 
 if TYPE_CHECKING:
     from magnus_cache._engine.redis.exchange import Connection
 
-__all__ = ["COPY_HERE", "Judged", "StoredValue", "judged", "settled", "stored_value"]
+__all__ = ["COPY_HERE", "Judged", "StoredValue", "judged", "opened", "settled", "stored_value"]
 
 _INFLATE_HERE: Final = 4_096
-"""Compressed bytes that are decompressed on the event loop: the result is at most a thousand times as large."""
+"""Compressed bytes that are decompressed on the event loop: of zlib, the result is at most a thousand times as large.
+
+Of Zstandard it may be larger; it fills memory ten times as fast."""
 
 COPY_HERE: Final = 1_048_576
 """Plain bytes that are checked or copied on the event loop: about a millisecond."""
@@ -89,6 +92,17 @@ async def judged(writes: Writes, wire: "Connection", ref: KeyRef, raw: bytes, as
     if negative or found is not Verdict.FRESH:
         return Judged(None, found.is_invalidated)
     return Judged(StoredValue(raw, payload, header.fresh_until, header.life, header.epoch, tags))
+
+
+async def opened(writes: Writes, ref: KeyRef, stored: StoredValue | None) -> Any:
+    """Return the value that Redis has, `MISS` for none, and for one that cannot be read."""
+    if stored is None:
+        return MISS
+    try:
+        return await in_turns(writes.reads.decoding(ref, stored.payload))
+    except CacheDecodeError as error:
+        writes.reads.unreadable(ref, error)
+        return MISS
 
 
 def _checked(raw: bytes, limit: int) -> tuple[envelope.Header, tuple[str, ...], Any]:

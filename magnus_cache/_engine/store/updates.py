@@ -18,8 +18,8 @@ from magnus_cache._engine.runtime.turns import at_once, in_turns
 from magnus_cache._engine.store.atomic_memory import Found
 from magnus_cache._engine.store.atomic_writes import ATTEMPTS, AtomicWrites, maybe_done, pause
 from magnus_cache._engine.store.records import MISS, KeyRef
-from magnus_cache._engine.store.stored_values import StoredValue, judged, settled
-from magnus_cache.errors import CacheConflictError, CacheDecodeError, CacheUnavailableError
+from magnus_cache._engine.store.stored_values import StoredValue, judged, opened, settled
+from magnus_cache.errors import CacheConflictError, CacheUnavailableError
 from magnus_cache.freshness import lifetime
 
 if TYPE_CHECKING:
@@ -98,14 +98,8 @@ class Update:
         if self._raw is None:
             return MISS
         stored = (await judged(writes, wire, ref, self._raw, self._asked)).value
-        if stored is None:
-            return MISS
-        try:
-            value = await in_turns(codec.decode_steps(stored.payload, writes.reads.limit(ref)))
-        except CacheDecodeError as error:
-            writes.reads.unreadable(ref, error)
-            return MISS
-        self._base = stored
+        value = await opened(writes, ref, stored)
+        self._base = None if value is MISS else stored
         return value
 
     async def store(self, value: Any, payload: bytes) -> bool:

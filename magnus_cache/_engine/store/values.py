@@ -7,8 +7,8 @@ from magnus_cache._engine import codec
 from magnus_cache._engine.codec.refusals import explained
 from magnus_cache._engine.coordination.state import State
 from magnus_cache._engine.flights.context import is_unmodified
-from magnus_cache._engine.memory.entry import Entry, ReferenceEntry
-from magnus_cache._engine.memory.footprint import keep_decoded
+from magnus_cache._engine.memory.entry import CodecBytes, Entry, ReferenceEntry
+from magnus_cache._engine.memory.footprint import keep_decoded, keep_made
 from magnus_cache._engine.policy.namespaces import Namespace
 from magnus_cache._engine.runtime.observers import Unreadable
 from magnus_cache._engine.runtime.turns import at_once, in_turns
@@ -30,7 +30,15 @@ def may_share(namespace: Namespace, entry: Entry) -> bool:
     Another policy of the same name may have brought it here: one that was registered before, or that of another
     `Namespace`.
     """
-    return not entry.shared or namespace.local or (namespace.share and not isinstance(entry, ReferenceEntry))
+    if not entry.shared:
+        # Of a namespace without a codec, or an int.
+        return namespace.codec is None or type(entry.value) is int
+    made = entry.encoded
+    if type(made) is CodecBytes:
+        return made.codec == namespace.codec and (made.immutable or namespace.share)
+    if namespace.codec is not None:
+        return False
+    return namespace.local or (namespace.share and not isinstance(entry, ReferenceEntry))
 
 
 def may_have(ref: KeyRef, entry: Entry) -> bool:
@@ -69,7 +77,7 @@ class Coding:
         if entry is None or (ref.freshness is not NO_POLICY and entry.fresh_until <= self._clock()):
             return MISS
         payload = entry.payload
-        if payload is None and (not entry.shared or may_share(ref.namespace, entry)):
+        if payload is None and may_share(ref.namespace, entry):
             return entry.value
         return LARGE if self.is_large(ref, entry) else self.opened_anyway(ref, entry)
 
@@ -97,14 +105,11 @@ class Coding:
         if payload is None:
             return MISS
         try:
-            value = await in_turns(codec.decode_steps(payload, self.limit(ref)))
+            value = await in_turns(self.decoding(ref, payload))
         except CacheDecodeError as error:
             self.unreadable(ref, error)
             return MISS
-        immutable = codec.is_immutable(value)
-        if immutable or ref.namespace.share:
-            keep_decoded(self.state.memory, ref.name, entry, value, shared=not immutable)
-        return value
+        return self._kept(ref, entry, payload, value, large=True)
 
     def opened_anyway(self, ref: KeyRef, entry: Entry) -> Any:
         """Return the value of an entry, fresh or stale; MISS for one that is unreadable or a remembered error.
@@ -117,21 +122,40 @@ class Coding:
                 return entry.value
             if (payload := at_once(self.payload_steps(entry))) is None:
                 return MISS
-        elif type(known) is codec.CopyPlan:
+        elif type(known) is codec.CopyPlan and ref.namespace.codec is None:
             return known.copy()
         if entry.negative:
             return MISS
         try:
-            value = codec.decode(payload, self.limit(ref))
+            value = codec.decode_by(ref.namespace.codec, payload, self.limit(ref))
         except CacheDecodeError as error:
             self.unreadable(ref, error)
             return MISS
-        immutable = codec.is_immutable(value)
-        if immutable or ref.namespace.share:
-            keep_decoded(self.state.memory, ref.name, entry, value, shared=not immutable)
-        elif len(payload) <= codec.MOST_PLANNED_BYTES:
-            return keep_planned(self.state.memory, ref.name, entry, value)
+        return self._kept(ref, entry, payload, value)
+
+    def _kept(self, ref: KeyRef, entry: Entry, payload: bytes, value: Any, *, large: bool = False) -> Any:
+        """Return a decoded value for one caller; keep it in memory if others may get it, too, or a plan to copy it."""
+        memory, namespace, immutable = self.state.memory, ref.namespace, codec.is_immutable(value)
+        if codec.is_opaque(payload):
+            if immutable or namespace.share:
+                made = CodecBytes.of(payload, namespace.codec, immutable=immutable)
+                keep_made(memory, ref.name, entry, value, made)
+        elif immutable or namespace.share:
+            keep_decoded(memory, ref.name, entry, value, shared=not immutable)
+        elif not large and len(payload) <= codec.MOST_PLANNED_BYTES:
+            return keep_planned(memory, ref.name, entry, value)
         return value
+
+    def decoding(self, ref: KeyRef, payload: bytes) -> Generator[None, None, Any]:
+        """Return, in steps, what a payload of any size stands for; the codec of a namespace takes one step.
+
+        :raises CacheDecodeError: if it cannot be read.
+        """
+        own, limit = ref.namespace.codec, self.limit(ref)
+        if own is None:
+            return (yield from codec.decode_steps(payload, limit))
+        yield
+        return codec.decode_by(own, payload, limit)
 
     def payload_steps(self, entry: Entry) -> Generator[None, None, bytes | None]:
         """Return, in steps, the payload of an entry; None for an object of a local namespace, which has none."""
@@ -139,7 +163,7 @@ class Coding:
         if payload is not None or isinstance(entry, ReferenceEntry):
             return payload
         try:
-            return (yield from self.encoding(entry.value))
+            return (yield from _encoding(entry.value))
         except CacheEncodeError:
             # Its class was registered anew since it was decoded.
             return None
@@ -172,8 +196,10 @@ class Coding:
             return self._referred(ref, value)
         try:
             # In steps here too: between them, other threads get the GIL.
-            payload = at_once(self.encoding(value))
+            payload = at_once(self.encoding(ref.namespace, value))
         except CacheEncodeError as error:
+            if ref.namespace.codec is not None:
+                raise  # which part is to blame, only the codec knows
             raise explained(value, error, "value") from error
         at_once(self.checking(ref, payload))
         return payload
@@ -184,22 +210,25 @@ class Coding:
         :raises CacheEncodeError: as `encoded` does.
         :raises CacheValueTooLargeError: as `encoded` does.
         """
-        if namespace.local or codec.is_heavy(value) or (isinstance(value, _TEXTS) and len(value) >= codec.LARGE):
+        if namespace.local or (namespace.codec is None and _takes_steps(value)):
             return None
         try:
-            payload = _encoded(value)
+            payload = _encoded(namespace, value)
         except CacheEncodeError as error:
+            if namespace.codec is not None:
+                raise
             raise explained(value, error, "value") from error
         limit = namespace.max_value_bytes or self._settings.max_value_bytes
         # Larger ones are checked for what they take once decoded, and those beyond the limit are refused.
-        return payload if len(payload) <= min(limit, codec.LARGE) else None
+        most = limit if codec.is_opaque(payload) else min(limit, codec.LARGE)
+        return payload if len(payload) <= most else None
 
-    def encoding(self, value: Any) -> Generator[None, None, bytes]:
-        """Return the payload of a value of any size, in steps.
+    def encoding(self, namespace: Namespace, value: Any) -> Generator[None, None, bytes]:
+        """Return the payload of a value of any size, in steps; the codec of a namespace takes one step.
 
         :raises CacheEncodeError: as `encoded` does.
         """
-        return (yield from codec.encode_steps(value)) if codec.is_heavy(value) else _encoded(value)
+        return (yield from _encoding(value)) if namespace.codec is None else _encoded(namespace, value)
 
     async def encode(self, ref: KeyRef, value: Any) -> bytes:
         """Return the payload of a value, as `encoded`; encode a large value in turns of the event loop.
@@ -209,9 +238,13 @@ class Coding:
         """
         if ref.namespace.local:
             return self._referred(ref, value)
+        own = ref.namespace
         try:
-            payload = await in_turns(codec.encode_steps(value)) if codec.is_heavy(value) else _encoded(value)
+            heavy = own.codec is None and codec.is_heavy(value)
+            payload = await in_turns(codec.encode_steps(value)) if heavy else _encoded(own, value)
         except CacheEncodeError as error:
+            if own.codec is not None:
+                raise
             raise explained(value, error, "value") from error
         if len(payload) < codec.LARGE:
             self.check_size(ref, payload)
@@ -242,7 +275,7 @@ class Coding:
         limit, size = self.limit(ref), len(payload)
         if size > limit:
             raise CacheValueTooLargeError(ref.namespace, size, limit)
-        if size <= codec.SMALL_BYTES:
+        if size <= codec.SMALL_BYTES or codec.is_opaque(payload):
             return
         try:
             yield from codec.size_steps(payload, limit)
@@ -263,9 +296,20 @@ class Coding:
         self.state.notices.warn(topic, f"a value in namespace {str(ref.namespace)!r} counts as a miss: {error}")
 
 
-def _encoded(value: Any) -> bytes:
+def _takes_steps(value: Any) -> bool:
+    return codec.is_heavy(value) or (isinstance(value, _TEXTS) and len(value) >= codec.LARGE)
+
+
+def _encoding(value: Any) -> Generator[None, None, bytes]:
+    return (yield from codec.encode_steps(value)) if codec.is_heavy(value) else _encoded(None, value)
+
+
+def _encoded(namespace: Namespace | None, value: Any) -> bytes:
+    own = None if namespace is None else namespace.codec
+    if own is not None and is_unmodified(value):
+        raise _for_loaders()
     try:
-        return codec.encode(value)
+        return codec.encode_by(own, value)
     except CacheEncodeError:
         if is_unmodified(value):
             raise _for_loaders() from None

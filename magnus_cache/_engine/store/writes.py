@@ -226,6 +226,9 @@ class Writes:
         if ref.namespace.local:
             return self.local.record(value, tags)
         version = new_version()
+        if codec.is_opaque(payload):
+            # What its codec makes of it may be another kind of value; the first reader decodes it.
+            return Record(None, payload, len(payload), version, tags=tags)
         immutable = type(value) not in _MUTABLE and codec.is_immutable(value)
         if immutable or ref.namespace.share:
             # A copy unless the value is immutable: the caller may keep changing its own object.
