@@ -1,17 +1,13 @@
-"""LangChain: its own standard tests of caches and stores, and its models and embeddings through them."""
+"""LangChain's models and stores on this cache; `nox -s llm` runs LangChain's own tests of both."""
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Iterator
-from typing import Any
+from collections.abc import Iterator
 
 import pytest
-from langchain_core.embeddings import Embeddings
 from langchain_core.language_models import FakeListLLM, GenericFakeChatModel
 from langchain_core.messages import AIMessage
 from langchain_core.outputs import ChatGeneration, Generation
-from langchain_tests.integration_tests.base_store import BaseStoreAsyncTests, BaseStoreSyncTests
-from langchain_tests.integration_tests.cache import AsyncCacheTestSuite, SyncCacheTestSuite
 
 from magnus_cache import AsyncCacheManager, CacheManager, CacheTypeError
 from magnus_cache.integrations.langchain import MagnusCache, MagnusStore
@@ -24,43 +20,6 @@ pytestmark = pytest.mark.anyio
 def manager(url: str) -> Iterator[CacheManager]:
     with CacheManager(redis_url=url) as made:
         yield made
-
-
-# -- LangChain's own tests --------------------------------------------------------------------------------------
-
-
-class TestSyncCache(SyncCacheTestSuite):
-    @pytest.fixture
-    def cache(self, manager: CacheManager) -> MagnusCache:  # type: ignore[override]
-        return MagnusCache(manager)
-
-
-class TestAsyncCache(AsyncCacheTestSuite):
-    @pytest.fixture
-    async def cache(self, url: str) -> AsyncIterator[MagnusCache]:  # type: ignore[override]
-        async with AsyncCacheManager(redis_url=url) as made:
-            yield MagnusCache(made)
-
-
-class TestSyncStore(BaseStoreSyncTests[bytes]):
-    @pytest.fixture
-    def kv_store(self, manager: CacheManager) -> MagnusStore:  # type: ignore[override]
-        return MagnusStore(manager)
-
-    @pytest.fixture
-    def three_values(self) -> tuple[bytes, bytes, bytes]:  # type: ignore[override]
-        return b"one", b"two", b"three"
-
-
-class TestAsyncStore(BaseStoreAsyncTests[bytes]):
-    @pytest.fixture
-    async def kv_store(self, url: str) -> AsyncIterator[MagnusStore]:  # type: ignore[override]
-        async with AsyncCacheManager(redis_url=url) as made:
-            yield MagnusStore(made)
-
-    @pytest.fixture
-    def three_values(self) -> tuple[bytes, bytes, bytes]:  # type: ignore[override]
-        return b"one", b"two", b"three"
 
 
 # -- models -----------------------------------------------------------------------------------------------------
@@ -107,9 +66,7 @@ def test_a_model_of_text_is_asked_once(manager: CacheManager) -> None:
 
 
 def test_an_answer_that_was_cut_short_is_asked_again(manager: CacheManager) -> None:
-    model = GenericFakeChatModel(
-        messages=iter([message("bl", "length"), message("blue")]), cache=MagnusCache(manager)
-    )
+    model = GenericFakeChatModel(messages=iter([message("bl", "length"), message("blue")]), cache=MagnusCache(manager))
     assert [model.invoke("sky?").content for _ in range(3)] == ["bl", "blue", "blue"]
 
 
@@ -127,6 +84,16 @@ def test_an_answer_that_cannot_be_stored_is_logged(
     assert "an answer of LangChain is not stored" in caplog.text
 
 
+async def test_clear_removes_all_answers_everywhere(url: str) -> None:
+    async with AsyncCacheManager(redis_url=url) as made, AsyncCacheManager(redis_url=url) as other:
+        cache, elsewhere = MagnusCache(made), MagnusCache(other)
+        for clear in (cache.aclear, lambda: asyncio.to_thread(cache.clear)):
+            await cache.aupdate("p", "m", [Generation(text="x")])
+            assert await elsewhere.alookup("p", "m") == [Generation(text="x")]
+            await clear()
+            assert await elsewhere.alookup("p", "m") is None
+
+
 def test_prompts_and_models_are_told_apart(manager: CacheManager) -> None:
     cache = MagnusCache(manager)
     cache.update("a", "b", [Generation(text="x")])
@@ -142,34 +109,25 @@ def test_only_a_cache_can_be_used() -> None:
             kind(None)  # type: ignore[arg-type]
 
 
-# -- embeddings -------------------------------------------------------------------------------------------------
+# -- the store --------------------------------------------------------------------------------------------------
 
 
-class Counting(Embeddings):
-    """Embeddings that count the texts that were embedded."""
-
-    def __init__(self) -> None:
-        self.texts: list[str] = []
-
-    def embed_documents(self, texts: list[str]) -> list[list[float]]:
-        self.texts += texts
-        return [[float(len(text)), 0.5] for text in texts]
-
-    def embed_query(self, text: str) -> list[float]:
-        return self.embed_documents([text])[0]
+async def test_a_store_keeps_values_by_key(url: str) -> None:
+    async with AsyncCacheManager(redis_url=url) as made, AsyncCacheManager(redis_url=url) as other:
+        store, elsewhere = MagnusStore(made, ttl="30d"), MagnusStore(other)
+        await store.amset([("a", b"1"), ("b", b"2"), ("a", b"3")])
+        assert await elsewhere.amget(["b", "none", "a", "b"]) == [b"2", None, b"3", b"2"]
+        assert sorted([key async for key in elsewhere.ayield_keys()]) == ["a", "b"]
+        assert [key async for key in elsewhere.ayield_keys(prefix="b")] == ["b"]
+        await elsewhere.amdelete(["a", "none"])
+        assert await store.amget(["a", "b"]) == [None, b"2"]
 
 
-async def test_embeddings_are_made_once(url: str) -> None:
-    embeddings: Any = pytest.importorskip("langchain_classic.embeddings.cache")
-    counting = Counting()
-    async with AsyncCacheManager(redis_url=url) as made:
-        backed = embeddings.CacheBackedEmbeddings.from_bytes_store(
-            counting, MagnusStore(made, ttl="30d"), namespace="model", key_encoder="sha256"
-        )
-        first = await backed.aembed_documents(["a", "bb"])
-        assert await backed.aembed_documents(["bb", "ccc", "a"]) == [first[1], [3.0, 0.5], first[0]]
-        assert await asyncio.to_thread(backed.embed_documents, ["a", "bb", "ccc"]) == [*first, [3.0, 0.5]]
-    assert counting.texts == ["a", "bb", "ccc"]
+def test_a_store_works_in_blocking_code(manager: CacheManager) -> None:
+    store = MagnusStore(manager)
+    store.mset([("a", b"1"), ("b", b"2")])
+    store.mdelete(["a"])
+    assert store.mget(["a", "b"]) == [None, b"2"]
 
 
 def test_a_prefix_is_no_glob(manager: CacheManager) -> None:

@@ -291,7 +291,9 @@ def test_a_function_that_only_its_name_tells_from_others_needs_a_scope(function:
     with CacheManager(redis_enabled=False) as cache:
         with pytest.raises(CacheArgumentError, match="give LLMCache a scope="):
             LLMCache(cache).key(function, model="m")
-        assert LLMCache(cache, scope="a").key(function, model="m") != LLMCache(cache, scope="b").key(function, model="m")
+        assert LLMCache(cache, scope="a").key(function, model="m") != LLMCache(cache, scope="b").key(
+            function, model="m"
+        )
 
 
 def test_the_address_and_the_organization_of_a_client_count_and_its_key_does_not() -> None:

@@ -258,10 +258,7 @@ class AsyncLLMStream:
         await self.aclose()
 
     def __del__(self) -> None:
-        # The attributes may be missing if `__init__` has raised.
-        task: asyncio.Task[Any] | None = getattr(self, "_task", None)
-        if task is not None and not task.done() and not self._loop.is_closed():
-            if self._collector is not None:
-                self._collector.wanted = False
-                self._loop.call_soon_threadsafe(task.cancel)
-
+        task = self._task
+        if self._collector is not None and task is not None and not task.done() and not self._loop.is_closed():
+            self._collector.wanted = False
+            self._loop.call_soon_threadsafe(task.cancel)

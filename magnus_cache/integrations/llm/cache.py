@@ -265,4 +265,3 @@ def _checked(reply: Any) -> Any:
         problem = "it returned a stream; ask for it with stream=True, so that it is stored chunk by chunk"
         raise CacheTypeError("function", problem)
     return reply
-
