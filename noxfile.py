@@ -112,6 +112,8 @@ LANGCHAIN = (
     "langchain-tests>=1", "langchain-openai>=1", "langchain-classic>=1", "pytest-asyncio", "pytest-benchmark",
     "pytest-recording", "pytest-socket",
 )  # fmt: skip
+LITELLM = ("litellm>=1.60", "fastapi")
+"""Streams of LiteLLM need FastAPI, which it does not install by itself."""
 
 
 @nox.session
@@ -122,7 +124,7 @@ def llm(session: nox.Session, library: str) -> None:
     Not with the other tests: LangChain's bring many plugins of pytest, and LiteLLM needs versions of its own.
     """
     install(session, "test")
-    session.install(*(LANGCHAIN if library == "langchain" else ["litellm>=1.60"]))
+    session.install(*(LANGCHAIN if library == "langchain" else LITELLM))
     # Their marks and their settings of the event loop are not for our tests.
     others = [f"-pno:{plugin}" for plugin in ("asyncio", "codspeed", "recording", "socket", "syrupy")]
     session.run("python", "-m", "pytest", *others, f"tests/foreign/{library}.py", *session.posargs)

@@ -107,7 +107,7 @@ class MagnusCache(BaseCache):
         self._meter.count(list(answer), None, paid=True)
         return bool(answer) and not any(map(self._skip_if, answer))
 
-    def _found(self, answer: Any) -> Any:
+    def _found(self, answer: Sequence[Generation] | None) -> Sequence[Generation] | None:
         if answer is not None:
             self._meter.count(answer, None, paid=False)
         return answer
@@ -173,7 +173,9 @@ class MagnusStore(BaseStore[str, Any]):
         """
         yield from self._sync.scan(self._namespace, _glob(prefix))
 
-    async def ayield_keys(self, *, prefix: str | None = None) -> AsyncIterator[str]:
+    async def ayield_keys(  # pyright: ignore[reportIncompatibleMethodOverride]  # that of the base has no yield
+        self, *, prefix: str | None = None
+    ) -> AsyncIterator[str]:
         """Yield the keys that begin with a prefix; see `yield_keys`.
 
         :raises CacheUnavailableError: when Redis does not answer, or refuses.

@@ -73,8 +73,7 @@ def _feed(value: Any, put: _Put, place: str, depth: int) -> None:
         case bytes() | bytearray() | memoryview():
             _text(b"b", blake2b(value, digest_size=32).hexdigest(), put)
         case Mapping():
-            items = {key: item for key, item in value.items() if not is_unset(item)}
-            _mapping(items, put, place, depth)
+            _mapping({key: item for key, item in value.items() if not is_unset(item)}, put, place, depth)
         case list() | tuple() if not hasattr(value, "_fields"):
             items = [item for item in value if not is_unset(item)]
             put(b"l%d:" % len(items))
@@ -162,7 +161,8 @@ def _object(value: Any, put: _Put, place: str, depth: int) -> None:
         # The class of a structured answer.
         put(b"c")
         _text(b"s", f"{value.__module__}.{value.__qualname__}", put)
-        _feed(value.model_json_schema(), put, place, depth)
+        model: Any = value
+        _feed(model.model_json_schema(), put, place, depth)
         return
     if is_dataclass(value) and not isinstance(value, type):
         _named(value, put, place, depth, {field.name: getattr(value, field.name) for field in fields(value)})
