@@ -555,11 +555,20 @@ async def test_an_early_refresh_takes_what_somebody_else_has_just_refreshed(url:
         assert slow.calls == 1
 
 
-async def test_jitter_spreads_the_ends_of_what_was_stored_at_once(url: str) -> None:
-    namespace = Namespace("t", jitter=0.5)
+@pytest.mark.parametrize("how", ["set", "set_many", "load", "load_many"])
+async def test_jitter_spreads_the_ends_of_what_was_stored_at_once(url: str, how: str) -> None:
+    namespace, keys = Namespace("t", jitter=0.5, ttl=1000), range(50)
     async with AsyncCacheManager(redis_url=url) as manager:
-        await manager.set_many(namespace, dict.fromkeys(range(50), 1), 1000)
-        left = [await manager.ttl(namespace, key) or 0 for key in range(50)]
+        if how == "set_many":
+            await manager.set_many(namespace, dict.fromkeys(keys, 1))
+        elif how == "load_many":
+            await manager.get_or_set_many(namespace, keys, lambda some: dict.fromkeys(some, 1))
+        for key in keys:
+            if how == "set":
+                await manager.set(namespace, key, 1)
+            elif how == "load":
+                await manager.get_or_set(namespace, key, lambda: 1)
+        left = [await manager.ttl(namespace, key) or 0 for key in keys]
         assert all(499 <= seconds <= 1000 for seconds in left)
         assert max(left) - min(left) > 100
 

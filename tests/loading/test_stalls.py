@@ -420,7 +420,12 @@ async def test_a_large_memory_is_given_up_in_steps(url: str, one_step_a_turn: No
     memory = cache._state.memory
     for number in range(20_000):
         put(memory, b"m:n:%d" % number, Entry(1, None, float("inf"), Trust(float("inf")), 8))
-    assert await turns(cache.aclose()) >= 20
+    closing, sizes = asyncio.ensure_future(cache.aclose()), set[int]()
+    while not closing.done():
+        sizes.add(len(memory))
+        await asyncio.sleep(0)
+    # Not how many turns it takes: most of them wait for the end of connections.
+    assert len(sizes) >= 10
     assert len(memory) == memory.bytes == 0
 
 
