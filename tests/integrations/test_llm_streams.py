@@ -55,7 +55,7 @@ class Source:
                 if number == self.fails_at:
                     raise SourceError("in the middle")
                 yield {"text": word}
-                assert self.thread_gate.wait(30)
+                self.thread_gate.wait()
         finally:
             self.closed += 1
 
