@@ -4,12 +4,13 @@ import sys
 from collections.abc import Iterator
 from dataclasses import asdict
 from itertools import islice
-from typing import Annotated
+from typing import Annotated, Any
 from urllib.parse import unquote
 
 import typer
 
-from magnus_cache import CacheManager
+from magnus_cache import CacheManager, Namespace
+from magnus_cache._engine.codec.sealing import is_sealed_text
 from magnus_cache._engine.keys.globs import ClearScope, prefix_pattern
 from magnus_cache._engine.redis.client import Client
 from magnus_cache.cli.common import (
@@ -93,17 +94,29 @@ async def _scanned(client: Client, start: bytes) -> list[bytes]:
     return found
 
 
-def get(namespace: _Namespace, key: _Key, url: Url = None, prefix: Prefix = None, json: Json = False) -> None:
-    """Print a value, as JSON. Exit code 1 if there is none.
+def get(
+    namespace: _Namespace,
+    key: _Key,
+    reveal: Annotated[bool, typer.Option("--reveal", help="Also print a sealed value; needs the keys.")] = False,
+    url: Url = None,
+    prefix: Prefix = None,
+    json: Json = False,
+) -> None:
+    """Print a value, as JSON. Exit code 1 if there is none, or if it is sealed and --reveal is not given.
 
     Of what a codec of the application has stored, only the size can be told.
     """
     with opened(url, prefix) as cache:
-        value = cache.get(namespace, key_of(key), default=_NOTHING)
+        if reveal and cache._engine.state.settings.seal_keys is None:
+            raise CommandError(WRONG_USAGE, "--reveal needs the keys of sealed values: set MAGNUS_CACHE_SEAL_KEYS")
+        place = _place(cache, namespace, key)
+        if not reveal and (is_sealed_text(key) or (place.seal and cache.contains(place, key_of(key)))):
+            raise CommandError(FINDING, f"{namespace}:{key}: the value is sealed; --reveal shows it")
+        value = cache.get(place, key_of(key), default=_NOTHING)
         if value is not _NOTHING:
             typer.echo(shown(value))
             return
-        found = cache.explain(namespace, key_of(key))
+        found = cache.explain(place, key_of(key))
     if not found.opaque:
         raise CommandError(FINDING, f"{namespace}:{key}: {found.verdict}")
     if json:
@@ -115,13 +128,31 @@ def get(namespace: _Namespace, key: _Key, url: Url = None, prefix: Prefix = None
 _NOTHING = object()
 
 
+def _place(cache: CacheManager, namespace: str, key: str) -> Namespace:
+    """Return the namespace of a key: a sealed one, if there are keys for sealed values, and such values in it.
+
+    :raises CommandError: if the library is missing.
+    """
+    state = cache._engine.state
+    policy = state.namespaces.resolve(namespace)
+    if state.settings.seal_keys is None or policy.seal:
+        return policy
+    if not is_sealed_text(key) and not any(map(is_sealed_text, cache.scan(namespace, "*sealed.*"))):
+        return policy
+    options: dict[str, Any] = {**policy.policy, "seal": True}
+    try:
+        return Namespace(str(policy), **options)
+    except ImportError as error:
+        raise CommandError(WRONG_USAGE, str(error)) from error
+
+
 def explain(namespace: _Namespace, key: _Key, url: Url = None, prefix: Prefix = None, json: Json = False) -> None:
     """Tell what is known of a key: where its value is, how old, why it is a miss, who loads it, what happened to it.
 
     Exit code 1 for a miss.
     """
     with opened(url, prefix) as cache:
-        found = cache.explain(namespace, key_of(key))
+        found = cache.explain(_place(cache, namespace, key), key_of(key))
     if json:
         print_json(asdict(found))
     else:
@@ -133,7 +164,7 @@ def explain(namespace: _Namespace, key: _Key, url: Url = None, prefix: Prefix = 
 def ttl(namespace: _Namespace, key: _Key, url: Url = None, prefix: Prefix = None, json: Json = False) -> None:
     """Print the seconds that a value has left. Exit code 1 if there is none."""
     with opened(url, prefix) as cache:
-        left = cache.ttl(namespace, key_of(key))
+        left = cache.ttl(_place(cache, namespace, key), key_of(key))
     if json:
         print_json(left)
     elif left is not None:
@@ -157,14 +188,14 @@ def set_value(
     if ttl is not None and ttl.replace(".", "", 1).isdigit():
         seconds = float(ttl)
     with opened(url, prefix) as cache:
-        if not cache.set(namespace, key_of(key), value_of(text), seconds, tags=tag or ()):
+        if not cache.set(_place(cache, namespace, key), key_of(key), value_of(text), seconds, tags=tag or ()):
             raise CommandError(FINDING, f"{namespace}:{key}: Redis did not take the value")
 
 
 def delete(namespace: _Namespace, key: _Key, url: Url = None, prefix: Prefix = None) -> None:
     """Remove a value everywhere. Exit code 1 if there was none."""
     with opened(url, prefix) as cache:
-        if not cache.delete(namespace, key_of(key)):
+        if not cache.delete(_place(cache, namespace, key), key_of(key)):
             raise CommandError(FINDING, f"{namespace}:{key}: not there")
 
 

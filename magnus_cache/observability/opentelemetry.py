@@ -46,6 +46,7 @@ _OF_NAMESPACES: Final = {
     "timeouts": ("timeouts", "{caller}", "Callers that stopped waiting for a load."),
     "overloads": ("overloads", "{load}", "Loads that were not started, because too many ran in the background."),
     "refused": ("refused_writes", "{value}", "Writes that Redis refused."),
+    "seal_failures": ("seal_failures", "{value}", "Values of sealed namespaces that could not be opened."),
     "unreadable": ("unreadable_values", "{value}", "Stored values that could not be read."),
     "unstorable": ("unstorable_values", "{value}", "Results that were returned but could not be stored."),
 }

@@ -59,6 +59,7 @@ _OF_NAMESPACES: Final = {
     "timeouts": ("timeouts", "Callers that stopped waiting for a load."),
     "overloads": ("overloads", "Loads that were not started, because too many ran in the background."),
     "refused": ("refused_writes", "Writes that Redis refused."),
+    "seal_failures": ("seal_failures", "Values of sealed namespaces that could not be opened, or were not sealed."),
     "unreadable": ("unreadable_values", "Stored values that could not be read, and counted as misses."),
     "unstorable": ("unstorable_values", "Results that were returned but could not be stored."),
     "errors": ("failed_exchanges", "Exchanges with Redis that failed."),

@@ -30,7 +30,7 @@ FRESHNESS: dict[str, Any] = {
 }  # fmt: skip
 FULL: dict[str, Any] = {
     "ttl": 90.0, "l1": False, "l1_ttl": 5.0, "max_value_bytes": 100, "share": True, "compress": True, "version": 2,
-    "offline": 7.0, "local": False, "strict": True, "codec": (pickle.dumps, pickle.loads),
+    "offline": 7.0, "local": False, "seal": True, "strict": True, "codec": (pickle.dumps, pickle.loads),
     **FRESHNESS,
 }  # fmt: skip
 
@@ -63,7 +63,7 @@ def test_a_namespace_is_its_name() -> None:
 def test_policy_and_its_defaults() -> None:
     assert Namespace("n").policy == Namespace.DEFAULTS
     assert Namespace("n", ttl=timedelta(seconds=90), l1=False, l1_ttl="5s", max_value_bytes=100, share=True,
-                     compress=True, version=2, offline=7, strict=True, grace="1h", soft_timeout=0,
+                     compress=True, version=2, offline=7, seal=True, strict=True, grace="1h", soft_timeout=0,
                      hard_timeout=2.5, early=1, jitter=0.1, retry="1s",
                      negative={LookupError: "30s"}, codec=(pickle.dumps, pickle.loads)).policy == FULL  # fmt: skip
     assert repr(Namespace("n", ttl="5m", share=True)) == "Namespace('n', ttl=300.0, share=True)"
@@ -102,6 +102,7 @@ def test_a_namespace_is_immutable() -> None:
         ("l1", 1, CacheTypeError),
         ("share", "yes", CacheTypeError),
         ("compress", None, CacheTypeError),
+        ("seal", 1, CacheTypeError),
         ("max_value_bytes", 0, CacheArgumentError),
         ("max_value_bytes", True, CacheTypeError),
         ("max_value_bytes", 1.5, CacheTypeError),

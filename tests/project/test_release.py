@@ -83,6 +83,16 @@ cache.set("t", "k", frame)
 assert cache.get("t", "k").equals(frame)
 cache.close()
 """,
+    "crypto": f"""{_CACHE}
+import base64
+from magnus_cache import CacheManager, Namespace
+with CacheManager(redis_enabled=False, seal_keys="k:" + base64.b64encode(bytes(32)).decode()) as sealing:
+    users = Namespace("users", seal=True)
+    sealing.set(users, "alice", 1)
+    assert sealing.get(users, "alice") == 1
+    assert [key.startswith("~sealed.k:") for key in sealing.scan("users", "*")] == [True]
+cache.close()
+""",
     "zstd": f"""{_CACHE}
 from magnus_cache import Namespace
 from magnus_cache._engine.codec.envelope import open_payload, pack, read_header

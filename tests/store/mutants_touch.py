@@ -54,7 +54,7 @@ def without_reading_the_payload_before_the_value_of_an_entry() -> None:
 
 @guard(HERE)
 def without_opening_what_is_touched() -> None:
-    put(stored_values, "_checked", lambda raw, _: (stored_values.envelope.read_header(raw), (), b""))
+    put(stored_values, "_checked", lambda _, __, raw: (raw, stored_values.envelope.read_header(raw), (), b""))
 
 
 @guard(HERE)

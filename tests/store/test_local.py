@@ -183,7 +183,12 @@ def test_what_an_object_counts_for() -> None:
 
 @pytest.mark.parametrize(
     ("argument", "options"),
-    [("l1", {"l1": False}), ("compress", {"compress": True}), ("max_value_bytes", {"max_value_bytes": 100})],
+    [
+        ("l1", {"l1": False}),
+        ("seal", {"seal": True}),
+        ("compress", {"compress": True}),
+        ("max_value_bytes", {"max_value_bytes": 100}),
+    ],
 )
 def test_settings_that_contradict_it(argument: str, options: dict[str, Any]) -> None:
     with pytest.raises(CacheArgumentError, match=f"^{argument}: .*local"):

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from magnus_cache import CacheManager
     from magnus_cache._engine.api.asynchronous import AsyncOperations
     from magnus_cache._engine.api.blocking import BlockingOperations
+    from magnus_cache._engine.codec.sealing import SealRing
     from magnus_cache._engine.coordination.lease import Lease
     from magnus_cache._engine.coordination.state import State
     from magnus_cache._engine.flights.flight import Flight
@@ -644,3 +645,16 @@ def map_is_asked_for_again(cache: "Cache | State", name: bytes) -> None:
     """Have the nodes of a cluster be asked about the map as soon as something wants that, as if long had passed."""
     nodes: Any = state_of(cache).topology.wire(name)
     _put(nodes._neighbours, "_asked_at", -math.inf)
+
+
+# -- sealed values ------------------------------------------------------------------------------------------------
+
+
+def derived_keys(ring: "SealRing", key: str, namespace: str) -> Any:
+    """The keys of a ring for the values and texts of a namespace."""
+    return ring._of(key, namespace)
+
+
+def derived_count(ring: "SealRing") -> int:
+    """For how many keys and namespaces a ring remembers what it has derived."""
+    return len(ring._derived)

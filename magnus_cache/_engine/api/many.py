@@ -107,7 +107,7 @@ class _Search:
             except TypeError:
                 raise unhashable_key() from None
             if known != name:
-                raise equal_keys(item.key)
+                raise equal_keys(item.key, sealed=item.ref.namespace.seal)
 
     def steps(self) -> Iterator[list[BatchItem]]:
         """Yield the items to read, some at a time."""

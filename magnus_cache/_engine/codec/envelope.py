@@ -27,6 +27,7 @@ __all__ = [
     "NAMED",
     "NEGATIVE",
     "PREFIX",
+    "SEALED",
     "SMALL_VALUE",
     "SUMMED_FROM",
     "TAGGED",
@@ -35,12 +36,15 @@ __all__ = [
     "Header",
     "HeaderFields",
     "Origin",
+    "clear_part",
     "head_bytes",
     "head_of",
     "is_compressed",
+    "joined",
     "open_payload",
     "pack",
     "pack_many",
+    "parted",
     "peek_header",
     "read_header",
     "read_tags",
@@ -82,7 +86,10 @@ COMPRESSED: Final = 0x01
 """The payload is compressed: with zlib, unless it names another algorithm."""
 
 TAGGED: Final = 0x02
-"""Tags stand in front of the payload. The bit 0x04 is kept for sealed values."""
+"""Tags stand in front of the payload."""
+
+SEALED: Final = 0x04
+"""What follows the tags is sealed, see `sealing`."""
 
 NEGATIVE: Final = 0x08
 """The payload describes an error that loading raised."""
@@ -103,7 +110,7 @@ _MOST_KNOWN: Final = 1_024
 _known_tags: Final[dict[bytes, tuple[str, ...]]] = {}
 """Tags of values that had one, by how they are stored."""
 
-_KNOWN_FLAGS: Final = COMPRESSED | TAGGED | NEGATIVE | VALIDATED | NAMED
+_KNOWN_FLAGS: Final = COMPRESSED | TAGGED | NEGATIVE | VALIDATED | NAMED | SEALED
 _U64: Final = (1 << 64) - 1
 
 
@@ -228,6 +235,32 @@ def renewed(raw: bytes, *, version: int, fresh_until: int, life: float) -> bytes
     return b"".join((_SUM.pack(PREFIX, zlib.crc32(body, zlib.crc32(fields))), fields, body))
 
 
+def parted(raw: bytes) -> tuple[Header, bytes, bytes]:
+    """Return the header of a sound stored value, its tags as they are stored, and what follows them.
+
+    :raises CacheDecodeError: as `read_header` and `read_tags` do.
+    """
+    header = read_header(raw)
+    _, start = read_tags(raw, header)
+    return header, raw[HEADER_BYTES:start], raw[start:]
+
+
+def clear_part(raw: bytes, flags: int, tags: bytes, size: int) -> bytes:
+    """Return the header of a stored value without checksum, with other flags, and its tags.
+
+    :param tags: as they are stored.
+    :param size: bytes of what is to follow.
+    """
+    _, _, version, fresh_until, epoch, cost, life, _ = HEADER_FIELDS.unpack_from(raw)
+    return PREFIX + _FIELDS.pack(flags, version, fresh_until, epoch, cost, life, len(tags) + size) + tags
+
+
+def joined(clear: bytes, rest: bytes) -> bytes:
+    """Return the stored value of a `clear_part` and what follows it."""
+    rest = clear[len(PREFIX) :] + rest
+    return _SUM.pack(PREFIX, zlib.crc32(rest)) + rest
+
+
 def is_compressed(raw: bytes) -> bool:
     """Return whether a stored value says that its payload is compressed; it need not be sound."""
     return len(raw) > SUMMED_FROM and bool(raw[SUMMED_FROM] & COMPRESSED)
@@ -299,8 +332,10 @@ def _tags(raw: bytes) -> tuple[tuple[str, ...], int]:
 def read_validator(raw: bytes, header: Header) -> tuple[str | None, int]:
     """Return a stored value's validator, or None, and where its payload begins.
 
-    :raises CacheDecodeError: with the reason ``"malformed"``.
+    :raises CacheDecodeError: with the reason ``"malformed"``; with ``"sealed"`` for a sealed value.
     """
+    if header.flags & SEALED:
+        raise CacheDecodeError("sealed", "the stored value is sealed, and its namespace is not")
     _, place = read_tags(raw, header)
     return _text(raw, place, "validator") if header.flags & VALIDATED else (None, place)
 

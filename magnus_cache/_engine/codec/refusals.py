@@ -10,14 +10,17 @@ from magnus_cache.errors import CacheEncodeError, CacheValueTooLargeError
 __all__ = ["explained"]
 
 
-def explained(value: Any, error: CacheEncodeError, root: str) -> CacheEncodeError:
+def explained(value: Any, error: CacheEncodeError, root: str, *, hidden: bool = False) -> CacheEncodeError:
     """Return the error of a value that was refused, with the path to the part that is to blame, and the remedy.
 
     :param root: the name of the value itself, such as ``"value"``.
+    :param hidden: whether to leave the path out, because it shows keys of dicts; as that of a sealed value may.
     """
     if isinstance(error, CacheValueTooLargeError):
         return error
     path, part, own = locate(value, error, root)
+    if hidden and path != root:
+        path, own = f"a part of the {root}", CacheEncodeError(own.type_name, "it cannot be stored")
     remedy = advice(part)
     shown = type_name(kind_of(part)).removeprefix("builtins.")
     problem = (

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from magnus_cache._engine import codec
 from magnus_cache._engine.codec import versions
+from magnus_cache._engine.codec.sealing import SealRing
 from magnus_cache._engine.coherence.epoch_names import EpochNames
 from magnus_cache._engine.coherence.epochs import Epochs
 from magnus_cache._engine.coordination.acts import Acts
@@ -132,6 +133,7 @@ class State(LifeCycle, OfflineBounds):
         database = self.endpoint.db if self.endpoint else 0
         self.keyspace = Keyspace(settings.prefix, database, default_registry)
         self.namespaces = default_registry
+        self.seals = SealRing(settings.sealed_by(), settings.prefix)
         self.local_namespaces: set[str] = set()
         self.memory = ReloadingCache(
             settings.l1_max_entries, settings.l1_max_bytes, self.clock, policy=settings.l1_policy, renew=codec.renewed

@@ -410,7 +410,7 @@ class _Acquisition:
         if entry.negative:
             return None
         try:
-            validator, _ = envelope.read_validator(raw, envelope.read_header(raw))
+            validator, _ = envelope.read_validator(plain := self._reads.plain(ref, raw), envelope.read_header(plain))
         except CacheDecodeError:
             return None
         try:

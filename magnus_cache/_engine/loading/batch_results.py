@@ -132,7 +132,7 @@ class BatchResults:
         self._ref, self._tags = ref, item.tags
         self._refs = RefMaker.like(ref, loads.reads.state)
         decides = options.skip_if is not None or (options.tags is not None and options.tags.of_value is not None)
-        self._is_plain = not (decides or callable(options.ttl) or ref.namespace.compress)
+        self._is_plain = not (decides or callable(options.ttl) or ref.namespace.compress or ref.namespace.seal)
         self._ttl = 0.0 if callable(options.ttl) else options.seconds(None, loads.reads.ttl(ref))
         self._sent: deque[tuple[_Portion, Filling]] = deque()
         self._alone: dict[int, Any] = {}

@@ -78,7 +78,7 @@ class Unstorable:
         first = not strict and self._is_first(function, kind)
         if not (first or strict):
             return error
-        work = partial(explained, value, error, "result")
+        work = partial(explained, value, error, "result", hidden=ref.namespace.seal)
         if ref.namespace.local or ref.namespace.codec is not None:
             # Which part is to blame is not known.
             work = partial(CacheEncodeError, error.type_name, error.problem, "result")

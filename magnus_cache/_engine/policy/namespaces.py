@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from typing import Any, ClassVar, Final, NoReturn, Protocol, Self, Unpack
 
 from magnus_cache._engine.codec.compression import Compression, checked_compression
@@ -77,6 +78,8 @@ class Namespace(str):
         nothing.
     :param local: keep values in this process's memory only, by reference. They may be of any type: clients, compiled
         models, frames. They are never sent to Redis. Clears, tags and deletes of other processes still reach them.
+    :param seal: encrypt values and keys in Redis, with the keys of `seal_keys` in the settings; needs the extra
+        ``crypto``.
     :param codec: ``(dumps, loads)``, two functions for values of any type: ``dumps(value)`` returns bytes, and
         ``loads`` the value. ``None`` means the cache's own format. ``(pickle.dumps, pickle.loads)`` runs any code that
         is in Redis: use it only if nobody else can write there. Ints stay in the cache's own format, so that `incr`
@@ -97,12 +100,14 @@ class Namespace(str):
     version: Version | None
     offline: float | None
     local: bool
+    seal: bool
     codec: tuple[Callable[[Any], bytes], Callable[[bytes], Any]] | None
     strict: bool
     freshness: Freshness
 
     __slots__ = (
-        "codec", "compress", "freshness", "l1", "l1_ttl", "local", "max_value_bytes", "offline", "share", "strict",
+        "codec", "compress", "freshness", "l1", "l1_ttl", "local", "max_value_bytes", "offline", "seal", "share",
+        "strict",
         "ttl", "version",
     )  # fmt: skip
 
@@ -116,6 +121,7 @@ class Namespace(str):
         "version": None,
         "offline": None,
         "local": False,
+        "seal": False,
         "codec": None,
         "strict": False,
         "grace": NO_POLICY.grace,
@@ -141,6 +147,7 @@ class Namespace(str):
         version: Version | None = None,
         offline: Duration | None = None,
         local: bool = False,
+        seal: bool = False,
         codec: tuple[Callable[[Any], bytes], Callable[[bytes], Any]] | None = None,
         strict: bool = False,
         **freshness: Unpack[FreshnessOptions],
@@ -157,11 +164,15 @@ class Namespace(str):
         put(self, "version", checked_version(version))
         put(self, "offline", None if offline is None else seconds(offline, "offline", zero=True))
         put(self, "local", _flag(local, "local"))
+        put(self, "seal", _flag(seal, "seal"))
         put(self, "codec", checked_codec(codec))
         put(self, "strict", _flag(strict, "strict"))
         put(self, "freshness", Freshness.of(freshness))
         if self.local:
             _check_local(self)
+        if self.seal and find_spec("cryptography") is None:
+            problem = 'seal=True needs cryptography: pip install "magnus-cache[crypto]"'
+            raise ImportError(problem, name="cryptography")
         return self
 
     @property
@@ -240,6 +251,8 @@ def _check_local(namespace: Namespace) -> None:
         raise CacheArgumentError("l1", "a local namespace keeps its values in memory only; leave out l1=False")
     if namespace.compress:
         raise CacheArgumentError("compress", "nothing of a local namespace is encoded; leave out compress")
+    if namespace.seal:
+        raise CacheArgumentError("seal", "nothing of a local namespace is sent to Redis; leave out seal=True")
     if namespace.codec is not None:
         raise CacheArgumentError("codec", "nothing of a local namespace is encoded; leave out codec")
     if namespace.max_value_bytes is not None:

@@ -5,7 +5,7 @@ from typing import Final, TypeVar
 
 from magnus_cache.errors import CacheUnavailableError
 
-__all__ = ["ATTEMPTS", "ask_twice"]
+__all__ = ["ATTEMPTS", "ask_again", "ask_twice"]
 
 ATTEMPTS: Final = 2
 """A read is retried once if its connection was lost: a server that closed a connection is often back at once."""
@@ -24,3 +24,16 @@ async def ask_twice(ask: Callable[[], Awaitable[T]]) -> T:
         if error.reason != "lost":
             raise
     return await ask()
+
+
+async def ask_again(
+    attempt: Callable[[], Awaitable[None]], error: CacheUnavailableError
+) -> CacheUnavailableError | None:  # fmt: skip
+    """Repeat an attempt whose connection was cut, as `ask_twice`; return the error that remains, or None."""
+    if error.reason != "lost":
+        return error
+    try:
+        await attempt()
+    except CacheUnavailableError as second:
+        return second
+    return None

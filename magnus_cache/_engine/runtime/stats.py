@@ -61,8 +61,8 @@ class Counters:
 
     __slots__ = (
         "early_refreshes", "errors", "l1_hits", "l2_hits", "load_errors", "load_micros", "loads", "misses",
-        "negative_hits", "overloads", "refused", "saved_nanos", "spent_nanos", "stale_hits", "stores", "timeouts",
-        "unreadable", "unstorable",
+        "negative_hits", "overloads", "refused", "saved_nanos", "seal_failures", "spent_nanos", "stale_hits", "stores",
+        "timeouts", "unreadable", "unstorable",
     )  # fmt: skip
 
     early_refreshes: int
@@ -89,6 +89,8 @@ class Counters:
     """Writes that Redis refused."""
     saved_nanos: int
     """Billionths of the money that hits have saved. In the statistics: ``saved``."""
+    seal_failures: int
+    """Values of sealed namespaces that could not be opened, or were not sealed; they are `unreadable`, too."""
     spent_nanos: int
     """Billionths of the money that loads have cost. In the statistics: ``spent``."""
     stale_hits: int

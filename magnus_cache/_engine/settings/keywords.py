@@ -48,4 +48,5 @@ class SettingsOptions(TypedDict, total=False):
     max_pending: int
     stats_interval: Duration
     recorder_keys: int
+    seal_keys: "str | SecretStr | None"
     recovery_path: str | PathLike[str] | None

@@ -41,6 +41,7 @@ from magnus_cache._engine.runtime.numbers import whole
 from magnus_cache._engine.settings.certificates import check_certificates, check_file
 from magnus_cache._engine.settings.combinations import deployment_problem
 from magnus_cache._engine.settings.keywords import SettingsOptions
+from magnus_cache._engine.settings.seal_keys import SealKeys, parsed_seal_keys
 from magnus_cache.errors import CacheArgumentError, CacheSettingsError
 
 __all__ = ["CacheSettings"]
@@ -53,7 +54,7 @@ _LOGIN: Final = frozenset({"redis_username", "redis_password"})
 _SENTINEL: Final = frozenset({
     "redis_sentinels", "redis_sentinel_service", "redis_sentinel_username", "redis_sentinel_password",
 })  # fmt: skip
-_SECRETS: Final = (*_LOGIN, "redis_sentinel_username", "redis_sentinel_password")
+_SECRETS: Final = (*_LOGIN, "redis_sentinel_username", "redis_sentinel_password", "seal_keys")
 _SENTINEL_PORT: Final = 26_379
 _ADDRESS: Final = re.compile(r"tcp://(?P<host>[^/@\s]+):(?P<port>\d+)")
 _OURS: Final = "MAGNUS_CACHE_"
@@ -158,9 +159,7 @@ class CacheSettings(BaseSettings):
     redis_password: SecretStr | None = None
     redis_db: int = Field(0, ge=0)
     redis_ssl: bool = False
-    redis_ssl_ca_certs: str | None = Field(
-        None, description="file with the authority that signed the server's certificate"
-    )
+    redis_ssl_ca_certs: str | None = Field(None, description="file with the authority of the server's certificate")
     redis_ssl_certfile: str | None = Field(None, description="file with this client's certificate")
     redis_ssl_keyfile: str | None = Field(None, description="file with this client's key")
     redis_ssl_check_hostname: bool = True
@@ -180,9 +179,7 @@ class CacheSettings(BaseSettings):
     prefix: str = Field("magnus", description="prefix of every Redis key")
     default_ttl: _Seconds = Field(300.0, description="TTL in seconds, if neither the call nor the namespace has one")
     op_timeout: _Seconds = Field(0.5, description="timeout per Redis operation and per connection attempt, seconds")
-    max_staleness: _Seconds = Field(
-        1.0, description="bound on how long a change made elsewhere can go unnoticed, seconds"
-    )
+    max_staleness: _Seconds = Field(1.0, description="how long a change made elsewhere can go unnoticed, seconds")
     tracking: Literal["keys", "prefix", "off"] = Field(
         "keys", description="changes that Redis announces: of keys read here, of all keys of the prefix, or none"
     )
@@ -205,6 +202,10 @@ class CacheSettings(BaseSettings):
     )
     recovery_path: Path | None = Field(
         None, description="file that keeps the invalidations Redis missed, so that they outlive this process"
+    )
+
+    seal_keys: SealKeys | None = Field(
+        None, description="keys of sealed values, as id:base64; the first seals, all open"
     )
 
     _names: dict[str, str] = PrivateAttr(default_factory=dict)
@@ -357,6 +358,10 @@ class CacheSettings(BaseSettings):
                     check_file(f"redis_{name} ({variable_of(f'redis_{name}')})", tls[name])
             check_certificates(tls)
         return self
+
+    def sealed_by(self) -> list[tuple[str, bytes]]:
+        """Return id and bytes of each key that opens sealed values; the first seals."""
+        return [] if self.seal_keys is None else parsed_seal_keys(self.seal_keys.get_secret_value())
 
     def endpoint(self) -> Endpoint:
         """Return the address of Redis: that of `redis_url`, or else that of the single settings.

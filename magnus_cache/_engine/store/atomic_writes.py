@@ -10,6 +10,9 @@ A counter is different, because the server changes it before it was judged, by t
 known when the request left. It keeps its epoch and its tags, so what invalidated the old number invalidates the new
 one. If the judge finds that, the increment has changed something that no caller gets, and it is made again, on nothing.
 
+A sealed counter cannot be changed by the server. It is read, opened and replaced if it is still the same, as `update`
+does it. Of the callers of one process, one tries at a time.
+
 What may be repeated
 --------------------
 An increment whose answer was lost may have been counted. It is not repeated: the caller gets the error. A write in
@@ -28,6 +31,7 @@ from magnus_cache._engine.codec.envelope import HEADER_BYTES, VERSION_AT
 from magnus_cache._engine.codec.versions import new_version
 from magnus_cache._engine.coordination.epoch_sync import UnsettledError
 from magnus_cache._engine.redis.client_atomic import Attempt, Increment, Swap
+from magnus_cache._engine.redis.retries import ask_twice
 from magnus_cache._engine.runtime.clock import MICROSECONDS
 from magnus_cache._engine.runtime.key_queues import KeyQueues
 from magnus_cache._engine.runtime.observers import Stored
@@ -102,6 +106,11 @@ class AtomicWrites(ManyFills):
 
         :param ttl: seconds.
         """
+        if ref.others:
+            for other in ref.others[1:]:
+                if await self.reads.look(other) is not None:
+                    return False
+            ref = ref.others[0]
         wire = self.state.client.connection(ref.name)
         ttl = lifetime(ttl, ref.freshness.jitter, random)
         if wire is not None and not ref.namespace.local:
@@ -200,11 +209,13 @@ class AtomicWrites(ManyFills):
         :raises CacheUnavailableError: when Redis is away and `change` does not allow to count here.
         :raises CacheConflictError: if the value changes all the time.
         """
+        if ref.others:
+            ref = await self.place_of(ref)
         wire = self.state.client.connection(ref.name)
         if wire is None or ref.namespace.local:
             return await self._count_here(ref, wire, change)
         try:
-            return await self._count(ref, change)
+            return await (self._count_sealed if ref.namespace.seal else self._count)(ref, change)
         except CacheUnavailableError as error:
             self.state.check_open()
             self.reads.failed(ref, error)
@@ -253,6 +264,59 @@ class AtomicWrites(ManyFills):
             reject = b""
             await pause(tries)
         raise CacheConflictError("incr", ref.namespace, ATTEMPTS)
+
+    async def _count_sealed(self, ref: KeyRef, change: Change) -> int:
+        """Change a sealed counter: the server cannot read it, so it is replaced by the changed one, or not at all."""
+        turn = await self.queues.turn(ref.name)
+        try:
+            for tries in range(ATTEMPTS):
+                wire = self.state.client.current_connection(ref.name)
+                await settled(self, wire, ref)
+                epoch, asked = self.state.epochs.highest, self._clock()
+                raw = await ask_twice(partial(self.state.client.get, ref.name))
+                stored = None if raw is None else (await judged(self, wire, ref, raw, asked)).value
+                value = await opened(self, ref, stored)
+                if stored is not None and value is not MISS:
+                    number = counted(ref, value) + change.delta
+                    done = await self._replaced(wire, ref, stored, number)
+                else:
+                    number = change.initial + change.delta
+                    done = await self._created(wire, ref, (number, change.ttl, epoch), raw)
+                if done:
+                    return number
+                await pause(tries)
+        finally:
+            turn.end()
+        raise CacheConflictError("incr", ref.namespace, ATTEMPTS)
+
+    async def _created(
+        self, wire: "Connection", ref: KeyRef, counter: tuple[int, float, int], raw: bytes | None
+    ) -> bool:  # fmt: skip
+        """Store a new counter in place of what counts as nothing; return whether it is stored.
+
+        :param counter: its number, the seconds that it lives, and its epoch.
+        """
+        number, ttl, epoch = counter
+        payload = codec.encode(number)
+        record = at_once(self.record_steps(ref, number, payload, ()))._replace(epoch=epoch)
+        write = record, payload, lifetime(ttl, ref.freshness.jitter, random)
+        swapped = await self.swapped(wire, ref, write, (raw or b"")[:HEADER_BYTES], absent=True)
+        if swapped.unsure:
+            raise CacheUnavailableError("lost", "the connection was lost")
+        return swapped.done
+
+    async def place_of(self, ref: KeyRef) -> KeyRef:
+        """Return the reference by which a sealed value is stored; the first if there is none, or Redis is away."""
+        for other in ref.others:
+            if self.state.client.connection(other.name) is None:
+                break
+            try:
+                wire = self.state.client.current_connection(other.name)
+                if await ask_twice(partial(stored_value, self, wire, other)) is not None:
+                    return other
+            except CacheUnavailableError:
+                break
+        return ref.each()[0]
 
     async def _increment(
         self, wire: "Connection", ref: KeyRef, change: Change, reject: bytes, lowest: int

@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
 from magnus_cache._engine.keys.versions import version_suffix
+from magnus_cache._engine.policy.namespaces import Namespace
+from magnus_cache._engine.store.key_refs import sealed_names
 from magnus_cache._engine.store.reads import Reads
 from magnus_cache._engine.store.records import KeyRef
 from magnus_cache.errors import CacheArgumentError, CacheTypeError
@@ -22,15 +24,18 @@ _EXACT: Final = frozenset({str, int, bytes, UUID})
 """Key types whose equal values have the same name in Redis."""
 
 
-def equal_keys(key: object) -> CacheArgumentError:
+def equal_keys(key: object, *, sealed: bool = False) -> CacheArgumentError:
     """Return the error for a key that equals another key of the same call but has another name in Redis.
 
     ``1``, ``True`` and ``1.0`` are equal in Python and different keys here. In the result, one key would get the value
     of another.
+
+    :param sealed: whether to leave the key itself out.
     """
+    shown = f"a {type(key).__name__}" if sealed else f"{key!r} ({type(key).__name__})"
     return CacheArgumentError(
         "keys",
-        f"{key!r} ({type(key).__name__}) is equal to a key of another type, and a mapping cannot tell them apart; "
+        f"{shown} is equal to a key of another type, and a mapping cannot tell them apart; "
         "ask for them in separate calls",
     )
 
@@ -80,7 +85,18 @@ class RefMaker:
     :raises CacheArgumentError: for a namespace that cannot be used.
     """
 
-    __slots__ = ("_name", "_suffix", "_tag", "counters", "epoch_names", "epochs", "freshness", "namespace")
+    __slots__ = (
+        "_name",
+        "_others",
+        "_state",
+        "_suffix",
+        "_tag",
+        "counters",
+        "epoch_names",
+        "epochs",
+        "freshness",
+        "namespace",
+    )
 
     def __init__(self, reads: Reads, namespace: str) -> None:
         state = reads.state
@@ -91,7 +107,10 @@ class RefMaker:
         self.epochs = state.epochs if state.topology.is_cluster else None
         self._tag: str | None = None
         self.freshness = policy.freshness
-        self._name = state.keyspace.value_name
+        self._state = state
+        self._name = self._sealed_name if policy.seal else state.keyspace.value_name
+        # Of sealed values with several names: all of them, by the first.
+        self._others: dict[bytes, list[bytes]] = {}
         self._suffix = b"" if policy.version is None else version_suffix(policy.version, "n").encode()
 
     @classmethod
@@ -101,6 +120,7 @@ class RefMaker:
         self.namespace, self.counters = ref.namespace, ref.counters
         self.epoch_names, self.freshness = ref.epoch_names, ref.freshness
         self.epochs = state.epochs if state.topology.is_cluster else None
+        self._others = {}
         # The tag of their function, if they have one.
         self._tag = next(iter(ref.epoch_names.tags), None)
         return self
@@ -112,14 +132,34 @@ class RefMaker:
         """
         return self._name(self.namespace, key) + self._suffix
 
+    def _sealed_name(self, namespace: Namespace, key: Any) -> bytes:
+        names = sealed_names(self._state, namespace, key)
+        if len(names) > 1:
+            self._others[names[0] + self._suffix] = [name + self._suffix for name in names]
+        return names[0]
+
     def ref(self, name: bytes) -> KeyRef:
         """Return the reference of a value by its name."""
-        names, epochs = self.epoch_names, self.epochs
-        if epochs is not None and self._tag is not None:
-            names = epochs.function_names_for(self.namespace, self._tag, name)
-        elif epochs is not None:
-            names = epochs.names_for(self.namespace, name)
-        return KeyRef(self.namespace, name, self.counters, names, self.freshness)
+        names = self.epoch_names if self.epochs is None else self._names(name)
+        others = self._named_also(name) if self._others else ()
+        return KeyRef(self.namespace, name, self.counters, names, self.freshness, others)
+
+    def _names(self, name: bytes) -> "EpochNames":
+        """Return the names of the epochs of a value on a cluster."""
+        assert self.epochs is not None
+        if self._tag is not None:
+            return self.epochs.function_names_for(self.namespace, self._tag, name)
+        return self.epochs.names_for(self.namespace, name)
+
+    def _named_also(self, name: bytes) -> tuple[KeyRef, ...]:
+        """Return a reference for each name of a sealed value; see `KeyRef.others`."""
+        return tuple([
+            KeyRef(
+                self.namespace, each, self.counters, self.epoch_names if self.epochs is None else self._names(each),
+                self.freshness,
+            )
+            for each in self._others.get(name, ())
+        ])  # fmt: skip
 
 
 class KeyNames:
@@ -160,4 +200,4 @@ class KeyNames:
                 return
         except TypeError:
             raise unhashable_key() from None
-        raise equal_keys(key)
+        raise equal_keys(key, sealed=refs[0].namespace.seal)

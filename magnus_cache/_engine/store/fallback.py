@@ -4,8 +4,9 @@ import math
 
 from magnus_cache._engine.coordination.state import State
 from magnus_cache._engine.memory.entry import Entry
+from magnus_cache._engine.memory.placeholder import Placeholder
 from magnus_cache._engine.store.judge import Verdict, judge_offline
-from magnus_cache._engine.store.records import KeyRef
+from magnus_cache._engine.store.records import KeyRef, Record
 from magnus_cache._engine.store.values import Coding
 from magnus_cache.errors import CacheUnavailableError
 
@@ -40,6 +41,25 @@ class Fallback(Coding):
 
     def _still_served(self, ref: KeyRef, entry: Entry | None) -> Entry | None:
         return entry if entry is not None and self.offline_verdict(ref, entry).serves else None
+
+    def is_fresh(self, entry: Entry | None) -> bool:
+        """Return whether an entry has a value that is not stale; a remembered error is none."""
+        return entry is not None and not entry.negative and self._clock() < entry.fresh_until
+
+    def failed(self, ref: KeyRef, error: CacheUnavailableError) -> None:
+        """Count an exchange with Redis that failed."""
+        ref.counters.errors += 1
+        self.state.stats.failed(error.reason)
+
+    def _gone(self, placeholder: Placeholder | None) -> None:
+        """Let go of what is still here of a value that Redis has no more, or the next outage would bring it back."""
+        if placeholder is not None:
+            self._memory.drop(placeholder)
+
+    def _is_replaced(self, placeholder: Placeholder, record: Record) -> bool:
+        """Return whether what is here is not what Redis has, which is of no use to this caller."""
+        near = self._memory.get_stale(placeholder.name, trusted=False)
+        return near is not None and near.version != record.version
 
     def offline_verdict(self, ref: KeyRef, entry: Entry) -> Verdict:
         """Return whether memory may serve what it holds although Redis cannot confirm it, and if not, why."""

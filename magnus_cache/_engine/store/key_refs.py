@@ -2,21 +2,36 @@
 
 from typing import Any, Final
 
+from magnus_cache._engine.codec.sealing import is_sealed_text
 from magnus_cache._engine.coordination.state import State
+from magnus_cache._engine.keys.names import KeyText, key_text
 from magnus_cache._engine.keys.versions import version_suffix
 from magnus_cache._engine.policy.namespaces import Namespace
 from magnus_cache._engine.runtime.forks import on_fork_child
 from magnus_cache._engine.runtime.stats import Counters
 from magnus_cache._engine.store.records import KeyRef
-from magnus_cache.freshness import FreshnessOptions, merged
+from magnus_cache.freshness import Freshness, FreshnessOptions, merged
 
-__all__ = ["KeyRefs"]
+__all__ = ["KeyRefs", "sealed_names"]
 
 _MOST: Final = 16_384
 """References made until those that are still remembered are counted: 4 MB at most. Then all are forgotten, unless most
 were replaced."""
 
 _KINDS: Final = frozenset((str, Namespace))
+
+
+def sealed_names(state: State, namespace: Namespace, key: Any) -> list[bytes]:
+    """Return the names of a sealed value by each key, without the version of its namespace; the first is written.
+
+    :raises CacheArgumentError: for a key that cannot be used.
+    :raises CacheSettingsError: if there are no keys.
+    """
+    text, head = key_text(key), state.keyspace.namespace_prefix(namespace)
+    if type(key) is KeyText and is_sealed_text(text):
+        # As `scan` has found it: it is the name by one key.
+        return [head + text.encode()]
+    return [head + each.encode() for each in state.seals.texts(namespace, text)]
 
 
 class _Refs:
@@ -102,9 +117,23 @@ class KeyRefs:
         state, freshness = self._state, namespace.freshness
         if options:
             freshness = merged(freshness, options)
+        if namespace.seal:
+            return self._sealed(namespace, key, counters, freshness, tag)
         name = state.keyspace.value_name(namespace, key)
         if namespace.version is not None:
             name += version_suffix(namespace.version, "n").encode()
         epochs = state.epochs
         epoch_names = epochs.function_names_for(namespace, tag, name) if tag else epochs.names_for(namespace, name)
         return KeyRef(namespace, name, counters, epoch_names, freshness)
+
+    def _sealed(self, namespace: Namespace, key: Any, counters: Counters, freshness: Freshness, tag: str) -> KeyRef:
+        """Return where a sealed value lives, with all its names."""
+        epochs = self._state.epochs
+        suffix = b"" if namespace.version is None else version_suffix(namespace.version, "n").encode()
+
+        def made(name: bytes, others: tuple[KeyRef, ...] = ()) -> KeyRef:
+            names = epochs.function_names_for(namespace, tag, name) if tag else epochs.names_for(namespace, name)
+            return KeyRef(namespace, name, counters, names, freshness, others)
+
+        first, *more = (name + suffix for name in sealed_names(self._state, namespace, key))
+        return made(first, tuple(map(made, (first, *more))) if more else ())

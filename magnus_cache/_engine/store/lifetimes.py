@@ -1,6 +1,7 @@
 """`ttl` and `touch`: the seconds that a stored value has left, and a new TTL for it."""
 
 import asyncio
+from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
@@ -35,6 +36,11 @@ class Lifetimes:
 
     async def left(self, ref: KeyRef) -> float | None:
         """Return the seconds that a value has left, or None if there is no value."""
+        for other in ref.others:
+            if (left := await self.left(other)) is not None:
+                return left
+        if ref.others:
+            return None
         wire = self._state.client.connection(ref.name)
         if ref.namespace.local:
             local = await self._reads.look(ref)
@@ -55,6 +61,8 @@ class Lifetimes:
 
         :param ttl: seconds.
         """
+        if ref.others:
+            return any([await self.prolong(other, ttl) for other in ref.others])
         wire = self._state.client.connection(ref.name)
         if wire is not None and ref.namespace.local:
             # `look` checks first that the value is still valid. The value keeps its trust.
@@ -111,7 +119,11 @@ class Lifetimes:
                 return False
             raw, fresh_until = stored.raw, wire.time.at(self._clock()) + int(ttl * MICROSECONDS)
             version = new_version()
-            renew = partial(envelope.renewed, raw, version=version, fresh_until=fresh_until, life=ttl)
+            renew: Callable[[], bytes] = partial(
+                envelope.renewed, stored.plain, version=version, fresh_until=fresh_until, life=ttl
+            )
+            if ref.namespace.seal:
+                renew = self._writes.sealing(ref, renew)
             again = await self._writes.off_loop(renew, len(raw), COPY_HERE)
             before, life = raw[: envelope.HEADER_BYTES], milliseconds(ttl + ref.freshness.grace)
             # A read that was queued before would store the old end in memory after this. The entry itself stays until

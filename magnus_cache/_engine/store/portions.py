@@ -189,7 +189,7 @@ class Portion:
         """Return what values are judged by that have the namespace, the policy and the epochs of this one."""
         reads, names = self._reads, ref.epoch_names
         minimum, tagged, largest = bounds(reads.state, ref, reads.limit(ref), connection, doubtful=doubtful)
-        if ref.freshness is not NO_POLICY or ref.namespace.l1_ttl is not None:
+        if ref.freshness is not NO_POLICY or ref.namespace.l1_ttl is not None or ref.namespace.seal:
             minimum = tagged = NEVER
         is_small = 0 < names.value_bytes <= SMALL_BYTES
         return minimum, tagged, largest, head_of(names.tags), is_small

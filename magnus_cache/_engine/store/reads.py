@@ -107,6 +107,8 @@ class Reads(Fallback):
         :param again: whether it has arrived once before its epochs were known.
         :param lost: how many requests for it were lost with their connection.
         """
+        if ref.others:
+            return await self._read_each(ref, tags)
         connection = self._connection(ref.name)
         if connection is None:
             return self._memory.get_untrusted(ref.name)
@@ -154,6 +156,14 @@ class Reads(Fallback):
                 if error.reason != "lost" or lost == ATTEMPTS:
                     break
         return self.fallback(ref)
+
+    async def _read_each(self, ref: KeyRef, tags: tuple[str, ...]) -> Entry | None:
+        """Return the entry of a sealed value, by the first of its names that has one."""
+        for each in ref.others:
+            entry = self._memory.hit(each.name) or await self.read(each, tags)
+            if entry is not None:
+                return entry
+        return None
 
     def _owner(self, ref: KeyRef, connection: "Connection") -> "Connection":
         """Return the connection for another attempt: on a cluster, the value may have moved."""
@@ -212,7 +222,10 @@ class Reads(Fallback):
         placeholder: Placeholder | None = None
         try:
             placeholder = self.expect(ref)
-            if entry_here is None or not self._compares or not comparable(entry_here, connection):
+            if (
+                entry_here is None or not self._compares or not comparable(entry_here, connection)
+                or ref.namespace.seal  # what tells of the same version has to be opened, too
+            ):  # fmt: skip
                 connection.read_value(self._batches, ref, placeholder, waiter)
                 placeholder = None  # it is released with the answer, whether or not the caller still waits
             else:
@@ -230,6 +243,9 @@ class Reads(Fallback):
 
         :raises CacheDeadlockError: where the thread must not wait, see `Portal.check_thread`.
         """
+        if ref.others:
+            each = (self._memory.hit(other.name) or self.read_blocking(other) for other in ref.others)
+            return next((entry for entry in each if entry is not None), None)
         portal, state = self.state.portal, self.state
         state.check_open()
         portal.check_thread()
@@ -286,10 +302,6 @@ class Reads(Fallback):
         entry = self._memory.hit(ref.name) or await self.read(ref)
         return entry if self.is_fresh(entry) else None
 
-    def is_fresh(self, entry: Entry | None) -> bool:
-        """Return whether an entry has a value that is not stale; a remembered error is none."""
-        return entry is not None and not entry.negative and self._clock() < entry.fresh_until
-
     def expect(self, ref: KeyRef) -> Placeholder | None:
         """Reserve the value's place in memory, before it is requested."""
         return self._memory.reserve(ref.name) if ref.namespace.l1 else None
@@ -315,6 +327,8 @@ class Reads(Fallback):
         # Read before the epochs are looked at: what is invalidated from here on finds the entry older than itself.
         generation = self._memory.generation
         try:
+            if ref.namespace.seal:
+                raw = self.plain(ref, raw)
             version, fresh_until, epoch, tags, payload, cost, negative, life = envelope.unpack(raw, self.limit(ref))
         except CacheDecodeError as error:
             self.unreadable(ref, error)
@@ -372,16 +386,6 @@ class Reads(Fallback):
             self._memory.fill(placeholder, entry)
         return entry
 
-    def _gone(self, placeholder: Placeholder | None) -> None:
-        """Let go of what is still here of a value that Redis has no more, or the next outage would bring it back."""
-        if placeholder is not None:
-            self._memory.drop(placeholder)
-
-    def _is_replaced(self, placeholder: Placeholder, record: Record) -> bool:
-        """Return whether what is here is not what Redis has, which is of no use to this caller."""
-        near = self._memory.get_stale(placeholder.name, trusted=False)
-        return near is not None and near.version != record.version
-
     def trust(self, connection: "Connection", sent: float, ref: KeyRef) -> Trust:
         """Return what an answer stands on: its connection; without tracking, a moment since it or its epochs left."""
         if self._trust_by_key is not None:
@@ -422,8 +426,3 @@ class Reads(Fallback):
         entry.stamps, entry.epoch, entry.generation = stamps, record.epoch, generation
         entry.encoded = record.encoded
         return entry
-
-    def failed(self, ref: KeyRef, error: CacheUnavailableError) -> None:
-        """Count an exchange with Redis that failed."""
-        ref.counters.errors += 1
-        self.state.stats.failed(error.reason)

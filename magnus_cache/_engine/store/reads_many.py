@@ -171,6 +171,10 @@ class _Search:
                 for place, answer in zip(places, await portion.answered, strict=True):
                     answers[place] = answer
             entries = await _settled(reads, wanted, answers)
+        if wanted[0].others:
+            # Under their other names.
+            pairs = zip(wanted, entries, strict=True)
+            entries = [await reads.read(ref) if entry is None else entry for ref, entry in pairs]
         _note(found, missing, entries)
         return found
 

@@ -40,21 +40,29 @@ class KeyRef:
     """The reference of a value: its name in Redis, its namespace, and the epochs and counters of the namespace.
 
     :ivar freshness: the freshness policy of the namespace, or of the call.
-    :ivar is_far: whether the value is never kept in memory, and has no freshness policy and no codec: a read needs its
-        payload only.
+    :ivar others: for a sealed value, if there are several keys: a reference for the name by each key, this one's first.
+    :ivar is_far: whether the value is never kept in memory, is not sealed, and has no freshness policy and no codec:
+        a read needs its payload only.
     """
 
-    __slots__ = ("counters", "epoch_names", "freshness", "is_far", "name", "namespace")
+    __slots__ = ("counters", "epoch_names", "freshness", "is_far", "name", "namespace", "others")
 
     def __init__(
-        self, namespace: Namespace, name: bytes, counters: Counters, epoch_names: EpochNames, freshness: Freshness
-    ) -> None:
+        self, namespace: Namespace, name: bytes, counters: Counters, epoch_names: EpochNames, freshness: Freshness,
+        others: "tuple[KeyRef, ...]" = (),
+    ) -> None:  # fmt: skip
         self.namespace = namespace
         self.freshness = freshness
         self.name = name
         self.counters = counters
         self.epoch_names = epoch_names
-        self.is_far = freshness is NO_POLICY and not namespace.l1 and not namespace.local and namespace.codec is None
+        self.others = others
+        kept = namespace.l1 or namespace.local
+        self.is_far = freshness is NO_POLICY and not (kept or namespace.seal) and namespace.codec is None
+
+    def each(self) -> "tuple[KeyRef, ...]":
+        """Return a reference for each name that the value may have."""
+        return self.others or (self,)
 
 
 # Plain tuples: each read makes one of both, and a named tuple takes ten times as long to make.

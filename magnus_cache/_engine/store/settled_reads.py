@@ -49,6 +49,8 @@ class _Reads(Protocol):
 
     def limit(self, ref: KeyRef) -> int: ...
 
+    def plain(self, ref: KeyRef, raw: bytes) -> bytes: ...
+
     def request(
         self, connection: "Connection", ref: KeyRef, entry_here: Entry | None
     ) -> tuple[asyncio.Future[Entry | None], Placeholder | None]: ...
@@ -142,6 +144,7 @@ class SettledReads(JointReads):
             known, tags = epochs
             if raw is None or connection.known is not known or known.suspended or not tags.issuperset(error.tags):
                 raise
+        raw = self._reads.plain(ref, raw)
         version, fresh_until, epoch, found, payload, cost, negative, life = envelope.unpack(raw, self._reads.limit(ref))
         record = Record(None, payload, len(payload), version, epoch, found, cost, negative)
         stamps, now = self._reads.tag_state(ref, found), self._state.clock()

@@ -29,6 +29,8 @@ class StoredValue(NamedTuple):
     """A value in Redis that `get` would serve."""
 
     raw: bytes
+    plain: bytes
+    """The same, opened if it is sealed."""
     payload: bytes
     fresh_until: int
     life: float
@@ -77,9 +79,9 @@ async def judged(writes: Writes, wire: "Connection", ref: KeyRef, raw: bytes, as
     """
     reads, clock = writes.reads, writes.state.clock
     try:
-        check = partial(_checked, raw, reads.limit(ref))
+        check = partial(_checked, writes, ref, raw)
         here = _INFLATE_HERE if envelope.is_compressed(raw) else COPY_HERE
-        header, tags, payload = await writes.off_loop(check, len(raw), here)
+        plain, header, tags, payload = await writes.off_loop(check, len(raw), here)
     except CacheDecodeError as error:
         reads.unreadable(ref, error)
         return _NOTHING
@@ -91,7 +93,7 @@ async def judged(writes: Writes, wire: "Connection", ref: KeyRef, raw: bytes, as
     # A stale value has no time left, and a remembered error is not a value.
     if negative or found is not Verdict.FRESH:
         return Judged(None, found.is_invalidated)
-    return Judged(StoredValue(raw, payload, header.fresh_until, header.life, header.epoch, tags))
+    return Judged(StoredValue(raw, plain, payload, header.fresh_until, header.life, header.epoch, tags))
 
 
 async def opened(writes: Writes, ref: KeyRef, stored: StoredValue | None) -> Any:
@@ -105,11 +107,12 @@ async def opened(writes: Writes, ref: KeyRef, stored: StoredValue | None) -> Any
         return MISS
 
 
-def _checked(raw: bytes, limit: int) -> tuple[envelope.Header, tuple[str, ...], Any]:
-    """Return the header, the tags and the payload of a stored value that can be read in full.
+def _checked(writes: Writes, ref: KeyRef, raw: bytes) -> tuple[bytes, envelope.Header, tuple[str, ...], Any]:
+    """Return a stored value opened, with its header, its tags and its payload, if it can be read in full.
 
     :raises CacheDecodeError: if the value cannot be read.
     """
+    raw = writes.reads.plain(ref, raw)
     header = envelope.read_header(raw)
     tags, _ = envelope.read_tags(raw, header)
-    return header, tags, envelope.open_payload(raw, header, limit)
+    return raw, header, tags, envelope.open_payload(raw, header, writes.reads.limit(ref))

@@ -71,6 +71,8 @@ class Update:
         now = self._state.clock()
         if self._tries >= ATTEMPTS and (now - self._began >= PATIENCE or self._tries >= 10 * ATTEMPTS):
             raise CacheConflictError("update", ref.namespace, self._tries)
+        if ref.others:
+            ref = self._ref = await writes.place_of(ref)
         if self._turn is None or not self._turn.lasts:
             # Also for another attempt: without turns, more callers are in vain each time.
             self._turn = await writes.queues.turn(ref.name)

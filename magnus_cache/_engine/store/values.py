@@ -5,6 +5,7 @@ from typing import Any, Final
 
 from magnus_cache._engine import codec
 from magnus_cache._engine.codec.refusals import explained
+from magnus_cache._engine.codec.sealing import SEAL_FAILURES
 from magnus_cache._engine.coordination.state import State
 from magnus_cache._engine.flights.context import is_unmodified
 from magnus_cache._engine.memory.entry import CodecBytes, Entry, ReferenceEntry
@@ -200,7 +201,7 @@ class Coding:
         except CacheEncodeError as error:
             if ref.namespace.codec is not None:
                 raise  # which part is to blame, only the codec knows
-            raise explained(value, error, "value") from error
+            raise explained(value, error, "value", hidden=ref.namespace.seal) from error
         at_once(self.checking(ref, payload))
         return payload
 
@@ -217,7 +218,7 @@ class Coding:
         except CacheEncodeError as error:
             if namespace.codec is not None:
                 raise
-            raise explained(value, error, "value") from error
+            raise explained(value, error, "value", hidden=namespace.seal) from error
         limit = namespace.max_value_bytes or self._settings.max_value_bytes
         # Larger ones are checked for what they take once decoded, and those beyond the limit are refused.
         most = limit if codec.is_opaque(payload) else min(limit, codec.LARGE)
@@ -245,7 +246,7 @@ class Coding:
         except CacheEncodeError as error:
             if own.codec is not None:
                 raise
-            raise explained(value, error, "value") from error
+            raise explained(value, error, "value", hidden=own.seal) from error
         if len(payload) < codec.LARGE:
             self.check_size(ref, payload)
         else:
@@ -283,6 +284,13 @@ class Coding:
             # Refused here, because every later read would fail.
             raise CacheValueTooLargeError(ref.namespace, size, limit, decoded=True) from None
 
+    def plain(self, ref: KeyRef, raw: bytes) -> bytes:
+        """Return what Redis has of a value, opened if the value has to be sealed.
+
+        :raises CacheDecodeError: for a value that cannot be opened, or is not sealed and has to be.
+        """
+        return self.state.seals.opened(ref.namespace, ref.name, raw) if ref.namespace.seal else raw
+
     def limit(self, ref: KeyRef) -> int:
         """Return the most bytes that a payload in this namespace may have."""
         return ref.namespace.max_value_bytes or self._settings.max_value_bytes
@@ -290,6 +298,7 @@ class Coding:
     def unreadable(self, ref: KeyRef, error: CacheDecodeError) -> None:
         """Count a value that cannot be read, and log a warning without the value."""
         ref.counters.unreadable += 1
+        ref.counters.seal_failures += error.reason in SEAL_FAILURES
         if self.state.observers.active:
             self.state.observers.about(Unreadable, ref, error.reason)
         topic = f"unreadable:{ref.namespace}:{error.reason}"

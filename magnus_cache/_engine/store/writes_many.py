@@ -23,14 +23,12 @@ from magnus_cache._engine.codec.envelope import Origin
 from magnus_cache._engine.codec.versions import new_version, new_versions
 from magnus_cache._engine.memory.placeholder import Placeholder
 from magnus_cache._engine.redis.client_many import Stored
-from magnus_cache._engine.redis.retries import ask_twice
 from magnus_cache._engine.runtime import observers
 from magnus_cache._engine.runtime.clock import MICROSECONDS
 from magnus_cache._engine.runtime.loop_end import cancel, loop_task
 from magnus_cache._engine.runtime.turns import Step, at_once, turn
 from magnus_cache._engine.store.batch_keys import RefMaker, places_by_server, trust_by_slot
 from magnus_cache._engine.store.judge import judge
-from magnus_cache._engine.store.local_writes import count_here
 from magnus_cache._engine.store.records import KeyRef, Record
 from magnus_cache._engine.store.writes import SAMPLED, Writes, milliseconds
 from magnus_cache.errors import CacheUnavailableError
@@ -92,7 +90,7 @@ class ValuesToWrite(NamedTuple):
         :param servers: over how many of them a portion is spread.
         """
         namespace, payloads = self.refs.namespace, self.payloads
-        together = not (namespace.local or namespace.compress)
+        together = not (namespace.local or namespace.compress or namespace.seal)
         start, count = 0, len(payloads)
         while start < count:
             small = together and len(payloads[start]) < codec.LARGE
@@ -375,7 +373,7 @@ class ManyWrites(Writes):
         portion = Step()
         try:
             for item in items.items():
-                self.state.forget_names((item[0].name,))
+                self.state.forget_names([each.name for each in item[0].each()])
                 writes.append(loop_task(self.write(*item)))
                 # `Step` counts bytes to decode. Packing takes a small part of that time.
                 if portion.done(len(item[2]) >> 4):
@@ -391,39 +389,22 @@ class ManyWrites(Writes):
 
     async def remove(self, refs: Sequence[KeyRef]) -> int:
         """Remove values everywhere; return how many there were, as far as this can be known."""
-        removed = 0
+        removed, count = 0, len(refs)
+        if refs and refs[0].namespace.seal:
+            refs = [each for ref in refs for each in ref.each()]
         for start in range(0, len(refs), _REMOVED):
             some = refs[start : start + _REMOVED]
-            count, names = await self.local.remove(some)
-            removed += count + (await self._remove(names) if names else 0)
+            here, names = await self.local.remove(some)
+            removed += here + (await self.remove_named(names) if names else 0)
             await turn()
-        return removed
+        return min(removed, count)
 
     async def remove_names(self, refs: RefMaker, names: Sequence[bytes]) -> int:
         """Remove values of one namespace by their names, as `remove` does."""
-        if refs.namespace.local:
+        if refs.namespace.local or refs.namespace.seal:
             return await self.remove(list(map(refs.ref, names)))
         removed = 0
         for start in range(0, len(names), _REMOVED):
-            removed += await self._remove(names[start : start + _REMOVED])
+            removed += await self.remove_named(names[start : start + _REMOVED])
             await turn()
         return removed
-
-    async def _remove(self, names: Sequence[bytes]) -> int:
-        here = count_here(self._memory, names)
-        self.state.forget_names(names)
-        wire = self.state.client.connection(names[0])
-        if wire is None:
-            return here
-        try:
-            return await ask_twice(lambda: self.state.client.remove(names, self.state.forget_names))
-        except asyncio.CancelledError:
-            self.unsure(names)
-            raise
-        except CacheUnavailableError as error:
-            self.state.stats.failed(error.reason)
-            self.unsure(names)
-            if self.state.reachable:
-                self.state.notices.warn(f"refused:{error.reason}", f"{error}; this process no longer uses the value")
-            await self.state.journal_written()
-            return here

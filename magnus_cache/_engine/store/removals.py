@@ -1,0 +1,81 @@
+"""Removals of values by their names, and what is recorded of them while Redis is away."""
+
+import asyncio
+from collections.abc import Coroutine, Sequence
+from typing import Any, TypeVar
+
+from magnus_cache._engine.redis.retries import ask_twice
+from magnus_cache._engine.store.local_writes import count_here
+from magnus_cache._engine.store.reads import Reads
+from magnus_cache._engine.store.records import KeyRef
+from magnus_cache.errors import CacheUnavailableError
+
+__all__ = ["Removals"]
+
+T = TypeVar("T")
+
+
+class Removals:
+    """The removals of one `State`."""
+
+    def __init__(self, reads: Reads) -> None:
+        self.state = reads.state
+        self.reads = reads
+        self._memory = reads.state.memory
+        self._clock = reads.state.clock
+
+    async def remove_named(self, names: Sequence[bytes]) -> int:
+        """Remove values everywhere by their names; return how many there were, as far as this can be known."""
+        here = count_here(self._memory, names)
+        self.state.forget_names(names)
+        wire = self.state.client.connection(names[0])
+        if wire is None:
+            return here
+        try:
+            return await ask_twice(lambda: self.state.client.remove(names, self.state.forget_names))
+        except asyncio.CancelledError:
+            self.unsure(names)
+            raise
+        except CacheUnavailableError as error:
+            self.state.stats.failed(error.reason)
+            self.unsure(names)
+            if self.state.reachable:
+                self.state.notices.warn(f"refused:{error.reason}", f"{error}; this process no longer uses the value")
+            await self.state.journal_written()
+            return here
+
+    async def replaces(self, ref: KeyRef, write: Coroutine[Any, Any, T]) -> T:
+        """Write a sealed value under its first name, and remove it under its others; return what the write returns.
+
+        In this order: a load of a process that writes under another name may be overtaken as long as this lasts. If it
+        is interrupted, what has the other names is not trusted.
+        """
+        names = [each.name for each in ref.others[1:]]
+        try:
+            written = await write
+        except BaseException:
+            self.unsure(names)
+            raise
+        await self.remove_named(names)
+        return written
+
+    def unsure(self, names: Sequence[bytes]) -> int:
+        """Record removals or overwrites that Redis may not have, and void all loads of these values.
+
+        Returns the position of the record. The loads that began while Redis was asked are void, too: otherwise this
+        process would keep their old values after this call.
+        """
+        position = self._distrust(names)
+        self.state.forget_names(names)
+        return position
+
+    def _distrust(self, names: Sequence[bytes]) -> int:
+        """Distrust what Redis has for these keys until Redis knows that it is gone; return the position of the record.
+
+        Loads continue, because a load whose value Redis refused calls this as well.
+        The record comes first, then the invalidation: a read that missed the record finds its placeholder void.
+        """
+        position = self.state.record_missed(lambda outbox: outbox.record(names), names)
+        for name in names:
+            self._memory.invalidate(name)
+        return position
