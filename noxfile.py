@@ -112,8 +112,8 @@ LANGCHAIN = (
     "langchain-tests>=1", "langchain-openai>=1", "langchain-classic>=1", "pytest-asyncio", "pytest-benchmark",
     "pytest-recording", "pytest-socket",
 )  # fmt: skip
-LITELLM = ("litellm>=1.60", "fastapi")
-"""Streams of LiteLLM need FastAPI, which it does not install by itself."""
+LITELLM = ("litellm>=1.60", "fastapi", "soundfile")
+"""LiteLLM imports these for a request, and does not install them by itself."""
 
 
 @nox.session
