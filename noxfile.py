@@ -2,6 +2,7 @@
 
 import shutil
 import sys
+import tarfile
 from pathlib import Path
 
 import nox
@@ -287,3 +288,43 @@ def bench(session: nox.Session) -> None:
     session.install("-e", ".[embedded]")
     install_peers(session)
     session.run("python", "-m", "benchmarks", *free_threaded(session), *session.posargs)
+
+
+def other_python(session: nox.Session, name: str, versions: tuple[str, ...] = ()) -> str | None:
+    """Make an environment with the newest of these Pythons that is there, or with this one; return its program."""
+    found = next((path for version in versions if (path := shutil.which(f"python{version}"))), None)
+    if versions and found is None:
+        session.warn(f"{name} is left out: it needs one of the Pythons {', '.join(versions)} on the PATH")
+        return None
+    place = Path(session.create_tmp()).resolve() / name
+    session.run(found or sys.executable, "-m", "venv", "--clear", str(place), external=True)
+    return str(place / "bin" / "python")
+
+
+def foreign_django(session: nox.Session) -> None:
+    """Run Django's tests of caches, of its long-term release and of the newest, on our backend."""
+    for wanted, versions in {"django~=5.2.0": (), "django": ("3.14", "3.13", "3.12")}.items():
+        python = other_python(session, wanted, versions)
+        if python is None:
+            continue
+        session.run(python, "-m", "pip", "install", "--quiet", "-e", ".[embedded]", wanted, external=True)
+        version = str(session.run(python, "-m", "django", "--version", external=True, silent=True)).strip()
+        folder = Path(python).parents[2] / f"django-{version}"
+        # The tests are in the sdist alone.
+        options = ("--quiet", "--no-deps", "--no-binary", ":all:", "--dest", str(folder))
+        session.run(python, "-m", "pip", "download", *options, f"django=={version}", external=True)
+        (archive,) = folder.glob("*.tar.gz")
+        with tarfile.open(archive) as files:
+            files.extractall(folder, filter="data")
+        session.run(python, "-m", "tests.foreign.django", str(folder / archive.name[: -len(".tar.gz")]), external=True)
+
+
+FOREIGN = {"django": foreign_django}
+"""Other projects' tests that run through our edges, by name."""
+
+
+@nox.session
+def foreign(session: nox.Session) -> None:
+    """Run other projects' tests of caches through our edges; `nox -s foreign -- django` runs those of one."""
+    for name in session.posargs or FOREIGN:
+        FOREIGN[name](session)

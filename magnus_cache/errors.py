@@ -19,6 +19,7 @@ __all__ = [
     "CacheEncodeError",
     "CacheError",
     "CacheLoopError",
+    "CacheMissingError",
     "CacheRecursionError",
     "CacheSettingsError",
     "CacheTimeoutError",
@@ -219,6 +220,20 @@ class CacheConflictError(CacheError, RuntimeError):
 
     def __reduce__(self) -> tuple[type, tuple[str, str, int]]:
         return type(self), (self.operation, self.namespace, self.attempts)
+
+
+class CacheMissingError(CacheError, LookupError):
+    """There is no value, and the operation was told not to create one.
+
+    :ivar namespace: the namespace in which it was looked for.
+    """
+
+    def __init__(self, namespace: str) -> None:
+        super().__init__(f"there is no value for this key in namespace {str(namespace)!r}; create=False makes none")
+        self.namespace = namespace
+
+    def __reduce__(self) -> tuple[type, tuple[str]]:
+        return type(self), (self.namespace,)
 
 
 class CacheClosedError(CacheError, RuntimeError):

@@ -59,16 +59,18 @@ _FOR_PEOPLE: Final = (
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave further kinds of servers and loops of slow tests to `nox -s cluster`, which sets `MAGNUS_TESTS=all`.
 
-    Tests on a cluster or Sentinel set, and those of tools and pages, run on Valkey and asyncio here.
+    Tests on a cluster or Sentinel set, and those of tools and pages, run on Valkey and asyncio here. All others run on
+    each loop and on each server, but uvloop and the other server together are left to that session, too.
     """
     here, elsewhere = list[pytest.Item](), list[pytest.Item]()
     for item in items:
         is_slow = item.nodeid.startswith(_FOR_PEOPLE) or bool(_GROUPS & set(getattr(item, "fixturenames", ())))
-        if is_slow:
-            item.add_marker("slow")
         kinds = set(item.name.partition("[")[2].rstrip("]").split("-"))
-        left = ("redis" in kinds and "valkey" not in kinds) or "uvloop" in kinds
-        (elsewhere if left and is_slow else here).append(item)
+        on_other_server, on_uvloop = "redis" in kinds and "valkey" not in kinds, "uvloop" in kinds
+        left = (on_other_server or on_uvloop) if is_slow else (on_other_server and on_uvloop)
+        if is_slow or left:
+            item.add_marker("slow")
+        (elsewhere if left else here).append(item)
     if os.environ.get("MAGNUS_TESTS") != "all" and elsewhere:
         items[:] = here
         config.hook.pytest_deselected(items=elsewhere)

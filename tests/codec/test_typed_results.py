@@ -29,6 +29,7 @@ from typing_extensions import TypedDict
 
 from magnus_cache import (
     AsyncCacheManager,
+    CacheArgumentError,
     CacheEncodeError,
     CacheManager,
     CacheTypeError,
@@ -541,3 +542,46 @@ def test_what_a_library_notes_on_a_model_comes_along(cache: CacheManager) -> Non
     value.__dict__["_client"] = object()
     back = decode(encode(value))
     assert back.__dict__ == {"a": 1, "_request_id": "r1"}
+
+
+# -- families of classes ----------------------------------------------------------------------------------------
+
+
+class Shape:
+    def __init__(self, sides: int) -> None:
+        self.sides = sides
+
+
+class Square(Shape):
+    pass
+
+
+class Special(Shape):
+    pass
+
+
+def test_a_registration_may_serve_subclasses(cache: CacheManager) -> None:
+    with pytest.raises(CacheArgumentError, match="subclasses: give encode= and decode="):
+        register_type(Shape, subclasses=True)
+    with pytest.raises(CacheEncodeError):
+        cache.set("t", "k", Square(4))  # asked for before, and remembered as unknown
+
+    def encoded(shape: Shape) -> list[Any]:
+        return [type(shape).__name__, shape.sides]
+
+    register_type(Shape, encode=encoded, decode=lambda state: (state[0], state[1]), subclasses=True)
+    register_type(Special, encode=lambda shape: shape.sides, decode=lambda state: -state)
+    cache.set("t", "k", [Shape(3), {"a": Square(4)}, Special(5)])
+    assert cache.get("t", "k") == [("Shape", 3), {"a": ("Square", 4)}, -5]
+
+    class Late(Square):
+        pass
+
+    cache.set("t", "k", Late(6))
+    assert cache.get("t", "k") == ("Late", 6)
+    # An error names what is in the instance, not its class.
+    with pytest.raises(CacheEncodeError, match="builtins.object|object"):
+        cache.set("t", "k", Square(object()))  # type: ignore[arg-type]
+    register_type(Shape, encode=encoded, decode=lambda state: Shape(state[1]))
+    with pytest.raises(CacheEncodeError, match="Square"):
+        cache.set("t", "k", Square(4))

@@ -10,7 +10,7 @@ from tests.support.guards import guard, nothing, put
 HERE: Final = "tests/outage/test_last_words.py"
 
 
-@guard(HERE)
+@guard(f"{HERE}::test_a_close_that_is_cancelled_ends_all_the_same")
 def without_an_end_of_what_close_has_begun_to_end() -> None:
     original = state.State.end
     put(state.State, "end", lambda self: None if self.outbox.pending else original(self))

@@ -126,6 +126,23 @@ async def test_close_waits_no_longer_than_a_call_does(proxy: Proxy) -> None:
     assert asyncio.get_running_loop().time() - began < 1.0
 
 
+@pytest.mark.anyio
+async def test_a_close_that_is_cancelled_ends_all_the_same(proxy: Proxy) -> None:
+    cache = AsyncCacheManager(redis_url=proxy.url, op_timeout=0.2)
+    await cache.set("t", "kept", 1)
+    memory = cache._state.memory
+    proxy.freeze()
+    await cache.delete("t", "k")
+    assert cache._state.outbox.pending
+    assert len(memory)
+    closing = asyncio.create_task(cache.aclose())
+    await asyncio.sleep(0)
+    closing.cancel()
+    await asyncio.wait([closing])
+    assert closing.cancelled()
+    assert not len(memory)
+
+
 def test_close_outlives_the_loop_that_was_to_tell_redis(private_server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its task is cancelled by the end of `asyncio.run`, which is nothing to whoever closes the cache elsewhere."""
     manager = AsyncCacheManager(redis_url=private_server.url, op_timeout=2)

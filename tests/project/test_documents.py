@@ -6,6 +6,7 @@ import json
 import logging
 import re
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Self, get_args
 
@@ -215,6 +216,9 @@ def test_an_example_runs(example: Example, server: EmbeddedServer, monkeypatch: 
     monkeypatch.setenv("REDIS_PORT", str(server.port))
     # Else the namespaces that it registers would be those of other tests of this process.
     monkeypatch.setattr(default_registry, "_registered", dict(default_registry._registered))
+    if example.document == PAGES["django"].name:
+        # Its views need settings.
+        import_module("tests.support.django_site")
     names: dict[str, Any] = {"__name__": "example"}
     exec(compile(SOURCE + example.code, str(example), "exec"), names)
     for wanted, check in CHECKS.items():

@@ -111,6 +111,16 @@ cache.close()
 """,
     "openai": "import magnus_cache.integrations.openai\n",
     "langchain": "import magnus_cache.integrations.langchain\n",
+    "django": """
+from django.conf import settings
+backend = "magnus_cache.integrations.django.MagnusCache"
+settings.configure(CACHES={"default": {"BACKEND": backend, "OPTIONS": {"redis_enabled": False}}})
+from django.core.cache import cache
+from django.utils.safestring import mark_safe
+cache.set("k", mark_safe("<b>"))
+assert cache.get("k").__html__() == "<b>"
+cache.manager.close()
+""",
     "dashboard": "from magnus_cache.dashboard import panel; assert callable(panel)\n",
 }  # fmt: skip
 """A program for each extra, and one for none."""
@@ -124,6 +134,7 @@ MISSING: Final = {
     "magnus_cache.integrations.langchain": "langchain",
     "magnus_cache.integrations.litellm": "litellm",
     "magnus_cache.integrations.openai": "openai",
+    "magnus_cache.integrations.django": "django",
 }
 """Modules that need an extra, and say which."""
 

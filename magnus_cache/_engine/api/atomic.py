@@ -18,7 +18,7 @@ from magnus_cache._engine.runtime.portal import NoThreadError
 from magnus_cache._engine.store.atomic_writes import Change
 from magnus_cache._engine.store.records import MISS, KeyRef
 from magnus_cache._engine.store.updates import Update
-from magnus_cache.errors import CacheArgumentError, CacheTypeError
+from magnus_cache.errors import CacheArgumentError, CacheMissingError, CacheTypeError
 
 __all__ = ["AsyncAtomic", "BlockingAtomic", "Offline"]
 
@@ -61,7 +61,7 @@ class AsyncAtomic(AsyncLife):
 
     async def incr(
         self, namespace: str, key: Any, delta: int = 1, *, initial: int | None = None, ttl: Duration | None = None,
-        offline: Offline = "raise",
+        create: bool = True, offline: Offline = "raise",
     ) -> int:  # fmt: skip
         """Add a number to a counter and return the new number. Concurrent calls of all processes are all counted.
 
@@ -70,30 +70,33 @@ class AsyncAtomic(AsyncLife):
         :param delta: what is added; it may be negative or 0.
         :param initial: the number that a counter starts from if there is none; None for 0.
         :param ttl: how long a new counter lives; None for the namespace's. A counter that exists keeps its end.
+        :param create: whether to create a counter if there is none.
         :param offline: while Redis is away, ``"raise"`` an error, or count in this process alone (``"local"``): from
             the number that it knows, and only until Redis is back. Redis then continues from its own number.
         :raises CacheArgumentError: for a namespace, key, number, ttl or option that cannot be used.
         :raises CacheTypeError: if there is another value than an int.
+        :raises CacheMissingError: if there is no counter, with ``create=False``.
         :raises CacheUnavailableError: if Redis does not answer or refuses. If its answer was lost, the call may have
             been counted; it is never repeated.
         """
-        count = _Count(self, namespace, key, (delta, initial, ttl), offline)
+        count = _Count(self, namespace, key, (delta, initial, ttl, create), offline)
         number = await _increment(self, count)
         _record(self, count.ref, "incr")
         return number
 
     async def decr(
         self, namespace: str, key: Any, delta: int = 1, *, initial: int | None = None, ttl: Duration | None = None,
-        offline: Offline = "raise",
+        create: bool = True, offline: Offline = "raise",
     ) -> int:  # fmt: skip
         """Subtract a number from a counter and return the new number, as `incr` adds one.
 
         :param delta: what is subtracted.
         :raises CacheArgumentError: as `incr` does.
         :raises CacheTypeError: as `incr` does.
+        :raises CacheMissingError: as `incr` does.
         :raises CacheUnavailableError: as `incr` does.
         """
-        count = _Count(self, namespace, key, (delta, initial, ttl), offline, sign=-1)
+        count = _Count(self, namespace, key, (delta, initial, ttl, create), offline, sign=-1)
         number = await _increment(self, count)
         _record(self, count.ref, "decr")
         return number
@@ -179,20 +182,20 @@ class BlockingAtomic(BlockingLife):
 
     def incr(
         self, namespace: str, key: Any, delta: int = 1, *, initial: int | None = None, ttl: Duration | None = None,
-        offline: Offline = "raise",
+        create: bool = True, offline: Offline = "raise",
     ) -> int:  # fmt: skip
         """Do what `AsyncAtomic.incr` does, in blocking code."""
-        count = _Count(self, namespace, key, (delta, initial, ttl), offline)
+        count = _Count(self, namespace, key, (delta, initial, ttl, create), offline)
         number = self._state.portal.call(_increment, self, count)
         _record(self, count.ref, "incr")
         return number
 
     def decr(
         self, namespace: str, key: Any, delta: int = 1, *, initial: int | None = None, ttl: Duration | None = None,
-        offline: Offline = "raise",
+        create: bool = True, offline: Offline = "raise",
     ) -> int:  # fmt: skip
         """Do what `AsyncAtomic.decr` does, in blocking code."""
-        count = _Count(self, namespace, key, (delta, initial, ttl), offline, sign=-1)
+        count = _Count(self, namespace, key, (delta, initial, ttl, create), offline, sign=-1)
         number = self._state.portal.call(_increment, self, count)
         _record(self, count.ref, "decr")
         return number
@@ -248,18 +251,22 @@ class _Count:
     __slots__ = ("change", "ref")
 
     def __init__(
-        self, cache: _Atomic, namespace: str, key: Any, numbers: tuple[int, int | None, Duration | None], offline: str,
-        *, sign: int = 1,
+        self, cache: _Atomic, namespace: str, key: Any, numbers: tuple[int, int | None, Duration | None, bool],
+        offline: str, *, sign: int = 1,
     ) -> None:  # fmt: skip
         cache._state.check_open()
         reads = cache._engine.reads
         self.ref = reads.ref(namespace, key)
-        delta, initial, ttl = numbers
+        delta, initial, ttl, create = numbers
         for name, number in (("delta", delta), ("initial", initial)):
             if type(number) is not int and not (number is None and name == "initial"):
                 raise CacheTypeError(name, f"an int is needed, not {type(number).__name__}")
+        if not isinstance(create, bool):
+            raise CacheTypeError("create", f"give True or False, not {type(create).__name__}")
+        if not create and initial is not None:
+            raise CacheArgumentError("initial", "with create=False no counter is created; leave initial out")
         life = reads.ttl(self.ref) if ttl is None else seconds(ttl)
-        self.change = Change(sign * delta, initial or 0, life, _is_local(offline))
+        self.change = Change(sign * delta, initial or 0, life, create, _is_local(offline))
 
 
 async def _increment(cache: _Atomic, count: _Count) -> int:
@@ -268,6 +275,8 @@ async def _increment(cache: _Atomic, count: _Count) -> int:
     if cache._state.mode is Mode.DISABLED:
         # Nothing is stored, but the old number is outdated.
         await cache._engine.writes.remove((count.ref,))
+        if not change.create:
+            raise CacheMissingError(count.ref.namespace)
         return change.initial + change.delta
     return await cache._engine.writes.increment(count.ref, change)
 

@@ -13,7 +13,7 @@ from typing import Any, Final
 from magnus_cache._engine.codec.adapters import adapter_for
 from magnus_cache._engine.codec.builtin import ENCODERS
 from magnus_cache._engine.codec.markers import kind_of
-from magnus_cache._engine.codec.registry import registration
+from magnus_cache._engine.codec.registry import family_registration, registration
 from magnus_cache.errors import CacheArgumentError
 
 __all__ = ["advice"]
@@ -43,7 +43,7 @@ def advice(part: Any) -> str | None:
     None where the encoder's own error says it.
     """
     kind = kind_of(part)
-    if kind in _STORED or kind in ENCODERS or registration(kind) is not None:
+    if kind in _STORED or kind in ENCODERS or registration(kind) is not None or family_registration(kind) is not None:
         # Not the type is to blame.
         return None
     names = [f"{base.__module__}.{base.__qualname__}" for base in kind.__mro__]

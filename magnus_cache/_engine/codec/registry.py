@@ -20,8 +20,8 @@ from magnus_cache._engine.runtime.critical import section
 from magnus_cache.errors import CacheArgumentError, CacheDecodeError, CacheEncodeError, CacheTypeError
 
 __all__ = [
-    "Registration", "encode_registered", "late_registration", "on_replaced", "register_hint", "register_result",
-    "register_type", "registration", "replaced", "restore_registered",
+    "Registration", "encode_registered", "family_registration", "late_registration", "on_replaced", "register_hint",
+    "register_result", "register_type", "registration", "replaced", "restore_registered",
 ]  # fmt: skip
 
 T = TypeVar("T")
@@ -45,6 +45,12 @@ class Registration(NamedTuple):
 # Read without a lock: an entry is immutable and replaced as a whole.
 _by_class: Final[dict[type, Registration]] = {}
 _by_name: Final[dict[str, Registration]] = {}
+
+_families: Final[dict[type, Registration]] = {}
+"""Registrations that also serve subclasses."""
+
+_in_families: Final[WeakKeyDictionary[type, Registration | None]] = WeakKeyDictionary()
+"""What `_families` has for a class that was asked for: walking its bases takes a while."""
 
 _latest: Final[dict[str, Registration]] = {}
 """By the name of the class, whatever its name on the wire is."""
@@ -79,6 +85,7 @@ def register_type(
     name: str | None = None,
     encode: Callable[[T], Any] | None = None,
     decode: Callable[[Any], T] | None = None,
+    subclasses: bool = False,
 ) -> type[T]: ...
 @overload
 def register_type(
@@ -87,6 +94,7 @@ def register_type(
     name: str | None = None,
     encode: Callable[[Any], Any] | None = None,
     decode: Callable[[Any], Any] | None = None,
+    subclasses: bool = False,
 ) -> Callable[[type[T]], type[T]]: ...
 def register_type(
     cls: type[Any] | None = None,
@@ -94,18 +102,22 @@ def register_type(
     name: str | None = None,
     encode: Callable[[Any], Any] | None = None,
     decode: Callable[[Any], Any] | None = None,
+    subclasses: bool = False,
 ) -> Any:
     """Allow instances of a class in the cache, and return the class. Also a decorator, with or without arguments.
 
     Enum, NamedTuple, dataclass and pydantic classes need no functions. Their fields are stored and restored by name,
     without running `__init__` or validators, and the classes in the annotations of their fields are registered too.
-    Subclasses are not registered. Register at import, in every process that reads the values.
+    Subclasses are not registered unless `subclasses` says so. Register at import, in every process that reads the
+    values.
 
     :param name: the name on the wire, ``"module.qualname"`` by default. Keep the old one when you move a class; choose
         a new one when old values must no longer be read. A class can be registered again: the last name is written,
         the earlier ones still read.
     :param encode: turns an instance into something the cache can store.
     :param decode: turns that back into an instance. If it raises, the stored value counts as a miss.
+    :param subclasses: whether the two functions also serve instances of subclasses that have no registration of their
+        own. What `encode` returns must then tell the class, if `decode` is to know it.
     :raises CacheArgumentError: if the functions are missing or only one is given, if the class is one of the built-in
         types, or if another class has the name.
     :raises CacheTypeError: if `cls` is not a class or `name` not a string.
@@ -113,15 +125,15 @@ def register_type(
     if cls is None:
 
         def register(later: type[Any]) -> type[Any]:
-            return _registered(later, name, encode, decode, _locals(1))
+            return _registered(later, name, (encode, decode), _locals(1), subclasses=subclasses)
 
         return register
-    return _registered(cls, name, encode, decode, _locals(1))
+    return _registered(cls, name, (encode, decode), _locals(1), subclasses=subclasses)
 
 
 def _registered(
-    cls: type[Any], name: str | None, encode: Callable[[Any], Any] | None, decode: Callable[[Any], Any] | None,
-    around: Mapping[str, Any],
+    cls: type[Any], name: str | None, functions: tuple[Callable[[Any], Any] | None, Callable[[Any], Any] | None],
+    around: Mapping[str, Any], *, subclasses: bool,
 ) -> type[Any]:  # fmt: skip
     given: Any = cls
     if not isinstance(given, type):
@@ -131,7 +143,17 @@ def _registered(
     label: Any = name
     if name is not None and (not isinstance(label, str) or not name):
         raise CacheTypeError("name", "the name on the wire is a string of at least one character")
-    _add(Registration(name or type_name(cls), cls, _shape(cls, encode, decode), encode is not None))
+    encode, decode = functions
+    if subclasses and encode is None:
+        raise CacheArgumentError("subclasses", "give encode= and decode=, which then serve the subclasses too")
+    entry = Registration(name or type_name(cls), cls, _shape(cls, encode, decode), encode is not None)
+    _add(entry)
+    with section():
+        # Instances of subclasses may have been looked up before.
+        _families.pop(cls, None)
+        if subclasses:
+            _families[cls] = entry
+        _in_families.clear()
     if encode is None:
         _register_all([*fields_of(cls, around)])
     return cls
@@ -292,6 +314,20 @@ def _look_again() -> bool:
 def registration(cls: type) -> Registration | None:
     """Return the registration of exactly this class."""
     return _by_class.get(cls)
+
+
+def family_registration(cls: type) -> Registration | None:
+    """Return the registration of the nearest base class that also serves its subclasses, or None."""
+    try:
+        return _in_families[cls]
+    except KeyError:
+        pass
+    if not _families:
+        return None
+    with section():
+        entry = next((_families[base] for base in cls.__mro__ if base in _families), None)
+        _in_families[cls] = entry
+    return entry
 
 
 def late_registration(cls: type) -> Registration | None:

@@ -11,7 +11,12 @@ from weakref import WeakSet
 
 from magnus_cache._engine.codec.markers import kind_of
 from magnus_cache._engine.codec.named_tuples import NAMED_TUPLE_KIND, encode_named_tuple, restore_named_tuple
-from magnus_cache._engine.codec.registry import encode_registered, late_registration, replaced
+from magnus_cache._engine.codec.registry import (
+    encode_registered,
+    family_registration,
+    late_registration,
+    replaced,
+)
 from magnus_cache._engine.codec.rows import ROW_KIND, encode_row, restore_row
 from magnus_cache._engine.codec.stdlib import STDLIB_ENCODERS, STDLIB_RESTORERS
 
@@ -52,6 +57,8 @@ def encode_other(value: Any) -> list[Any] | None:
     encoder = STDLIB_ENCODERS.get(kind)
     if encoder is not None:
         return encoder(value)
+    if (family := family_registration(kind)) is not None:
+        return encode_registered(family, value)
     marked = encode_row(value, kind)
     if marked is None and kind in _unnamed:
         marked = encode_named_tuple(value, kind)

@@ -19,7 +19,7 @@ class Increment(NamedTuple):
     reject: bytes
     """The header of a stored value that counts as nothing; empty for none."""
     created: bytes
-    """The value to store if there is none."""
+    """The value to store if there is none; empty to store nothing then."""
     milliseconds: int
     """The life of that value in Redis."""
     lowest: int

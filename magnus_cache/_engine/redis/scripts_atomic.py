@@ -45,6 +45,7 @@ local function finish(answer)
 end
 local value = redis.pcall('GETRANGE', KEYS[1], 0, {_MOST_BYTES - 1})
 if type(value) ~= 'string' or value == '' or (reject ~= '' and string.sub(value, 1, #reject) == reject) then
+  if created == '' then return {{0, false}} end
   redis.call('SET', KEYS[1], created, 'PX', milliseconds)
   return finish(false)
 end
@@ -126,9 +127,11 @@ def increment(
 ) -> Command:
     """Pack the increment of a counter; the reply is ``[1, new value]``, ``[1, nil]`` if created, or ``[0, value]``.
 
+    ``[0, nil]`` means that there is none, and `created` is empty.
+
     :param keys: the name of the value, and that of its lease unless it is removed by another command.
     :param reject: the header of a stored value that counts as nothing; empty for none.
-    :param created: the value to store if there is none, and its life in milliseconds.
+    :param created: the value to store if there is none, or nothing, and its life in milliseconds.
     :param change: the lowest epoch of a valid value, what to add, and the version of the new value.
     """
     lowest, delta, version = change

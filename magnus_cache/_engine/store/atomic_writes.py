@@ -42,7 +42,7 @@ from magnus_cache._engine.store.orders import Order
 from magnus_cache._engine.store.records import MISS, KeyRef, Record
 from magnus_cache._engine.store.stored_values import StoredValue, judged, opened, settled, stored_value
 from magnus_cache._engine.store.writes import SAMPLED, milliseconds
-from magnus_cache.errors import CacheConflictError, CacheTypeError, CacheUnavailableError
+from magnus_cache.errors import CacheConflictError, CacheMissingError, CacheTypeError, CacheUnavailableError
 from magnus_cache.freshness import lifetime
 
 if TYPE_CHECKING:
@@ -74,6 +74,8 @@ class Change(NamedTuple):
     """The number that a new counter starts from."""
     ttl: float
     """Seconds that a new counter lives."""
+    create: bool
+    """Whether to create a counter if there is none."""
     local: bool
     """Whether to count in this process while Redis is away."""
 
@@ -206,6 +208,7 @@ class AtomicWrites(ManyFills):
         """Change a counter, and return its new number.
 
         :raises CacheTypeError: if there is another value than an int.
+        :raises CacheMissingError: if there is no counter, and `change` does not create one.
         :raises CacheUnavailableError: when Redis is away and `change` does not allow to count here.
         :raises CacheConflictError: if the value changes all the time.
         """
@@ -229,6 +232,8 @@ class AtomicWrites(ManyFills):
             except CacheUnavailableError as error:
                 self.reads.failed(ref, error)
             else:
+                if value is MISS and not change.create:
+                    raise CacheMissingError(ref.namespace)
                 return (change.initial if value is MISS else counted(ref, value)) + change.delta
         return await self._count_here(ref, wire, change)
 
@@ -242,6 +247,8 @@ class AtomicWrites(ManyFills):
             asked = self._clock()
             attempt = await self._increment(wire, ref, change, reject, lowest)
             if attempt.raw is None:
+                if not change.create:
+                    raise CacheMissingError(ref.namespace)
                 continue  # it was removed in between
             try:
                 stored, invalidated = await judged(self, wire, ref, attempt.raw, asked)
@@ -323,7 +330,7 @@ class AtomicWrites(ManyFills):
     ) -> Attempt:  # fmt: skip
         """Send an increment, once."""
         ttl = lifetime(change.ttl, ref.freshness.jitter, random)
-        created = envelope.pack(
+        created = b"" if not change.create else envelope.pack(
             codec.encode(change.initial + change.delta), version=new_version(), epoch=self.state.epochs.highest,
             fresh_until=wire.time.at(self._clock()) + int(ttl * MICROSECONDS), life=ttl,
         )  # fmt: skip
@@ -380,6 +387,8 @@ class AtomicWrites(ManyFills):
             found = await self.here.find(ref, wire)
             try:
                 begins = found.value is MISS
+                if begins and not change.create:
+                    raise CacheMissingError(ref.namespace)
                 number = (change.initial if begins else counted(ref, found.value)) + change.delta
                 payload = b"" if ref.namespace.local else codec.encode(number)
                 if self.here.store(ref, found, number, payload, change.ttl if begins else None):
