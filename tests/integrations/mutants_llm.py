@@ -55,7 +55,7 @@ def without_copies_of_the_chunks_of_a_stream() -> None:
 
 @guard(f"{STREAMS}::test_a_blocking_reader_that_stops_early_stores_nothing_and_those_who_wait_start_anew")
 def without_ending_the_load_of_a_reader_that_has_stopped() -> None:
-    put(blocking_streams.Collector, "wanted", property(lambda _: True, lambda *_: None))
+    put(blocking_streams.Collector, "leave", lambda self: None)
 
 
 @guard(f"{STREAMS}::test_a_stream_that_is_too_long_passes_through")
