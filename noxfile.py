@@ -319,7 +319,30 @@ def foreign_django(session: nox.Session) -> None:
         session.run(python, "-m", "tests.foreign.django", str(folder / archive.name[: -len(".tar.gz")]), external=True)
 
 
-FOREIGN = {"django": foreign_django}
+def unpacked(session: nox.Session, project: str) -> Path:
+    """Download the sdist of a project, in the version that is installed, and return its folder: its tests are there."""
+    show = f"from importlib.metadata import version; print(version('{project}'))"
+    version = str(session.run("python", "-c", show, silent=True)).strip()
+    folder = Path(session.create_tmp()).resolve() / f"{project}-{version}"
+    options = ("--quiet", "--no-deps", "--no-binary", ":all:", "--dest", str(folder))
+    session.run("python", "-m", "pip", "download", *options, f"{project}=={version}")
+    (archive,) = folder.glob("*.tar.gz")
+    with tarfile.open(archive) as files:
+        files.extractall(folder, filter="data")
+    return folder / archive.name.removesuffix(".tar.gz")
+
+
+def foreign_flask(session: nox.Session, project: str) -> None:
+    """Run the tests of cachelib or Flask-Caching on our backend."""
+    session.install("-e", ".[embedded,flask]", "asgiref", "pytest>=8.2", "pytest-xprocess")
+    session.run("python", "-m", "tests.foreign.flask", project, str(unpacked(session, project)))
+
+
+FOREIGN = {
+    "django": foreign_django,
+    "cachelib": lambda session: foreign_flask(session, "cachelib"),
+    "flask-caching": lambda session: foreign_flask(session, "flask-caching"),
+}
 """Other projects' tests that run through our edges, by name."""
 
 

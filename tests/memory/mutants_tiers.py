@@ -92,7 +92,7 @@ def without_removing_the_record_that_a_fill_supersedes() -> None:
 
 @guard(f"{HERE}::test_whatever_removes_an_entry_removes_a_record")
 def without_records_in_an_invalidation() -> None:
-    rewrite(tiers.Tiers._forget, "(self._cold is not None and self._cold.discard(name)) or removed", "removed")
+    rewrite(tiers.Tiers._forget, "self._discard(name) or removed", "removed")
 
 
 @guard(f"{HERE}::test_a_handler_in_the_midst_of_a_section_finds_no_record")

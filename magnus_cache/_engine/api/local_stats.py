@@ -21,6 +21,12 @@ def local_stats(state: State, scope: str = "process") -> CacheStats:
     }
     if nodes := state.topology.figures(state.clock()):
         figures["nodes"] = nodes
+    if limited := memory.limited():
+        start = len(state.keyspace.prefix) + 1
+        figures["l1_limits"] = {
+            head[start:-1].decode(): {"entries": entries, "most": most, "evictions": evictions}
+            for head, (entries, most, evictions) in limited.items()
+        }
     if state.journal is not None:
         figures["journal"] = state.journal.as_dict()
     if scope == "fleet":

@@ -10,6 +10,8 @@ __all__ = [
     "DEAD",
     "MOST_BYTES",
     "OVERHEAD",
+    "PLAIN",
+    "TAGGED",
     "Calls",
     "CodecBytes",
     "Entry",
@@ -304,3 +306,10 @@ class ReferenceEntry(TaggedEntry):
     __slots__ = ()
 
     shared = True
+
+
+PLAIN: Final = (Entry, SharedEntry)
+"""The kinds of entries without tags, by whether callers share their decoded value."""
+
+TAGGED: Final = (TaggedEntry, SharedTaggedEntry)
+"""The same of entries with tags."""

@@ -28,6 +28,7 @@ from magnus_cache._engine.coherence.tag_stamps import TagStamp
 from magnus_cache._engine.memory.clear_log import Clear, Scope
 from magnus_cache._engine.memory.collector import Collecting
 from magnus_cache._engine.memory.entry import DEAD, OVERHEAD, Calls, Entry, TaggedEntry
+from magnus_cache._engine.memory.limits import Limited
 from magnus_cache._engine.memory.placeholder import Placeholder
 from magnus_cache._engine.memory.policy import PolicyName
 from magnus_cache._engine.memory.tiers import HOT
@@ -88,6 +89,7 @@ class LocalCache(Collecting):
             self._clears.reset()
             self._start_over()
             self.evictions = self.expirations = self.fenced = 0
+            self.limits = {}
 
     # -- read -----------------------------------------------------------------------------------------------
 
@@ -255,6 +257,28 @@ class LocalCache(Collecting):
             self._forget_some(limit)
             return len(self) > 0
 
+    def limit(self, head: _Name, most: int | None) -> None:
+        """Keep at most so many entries of a namespace from the next one on that is stored.
+
+        :param head: what the names of its values begin with.
+        :param most: None for no limit, in a cache that may have had one for the namespace.
+        """
+        limited = self.limits.get(head)
+        if limited is None:
+            if most is None:
+                return
+            with self._lock:
+                limited = Limited()
+                # What was stored before, by another policy of the namespace.
+                limited.names.update(dict.fromkeys(name for name in self.names() if name.startswith(head)))
+                limited = self.limits.setdefault(head, limited)
+        limited.most = most
+
+    def limited(self) -> dict[_Name, tuple[int, int | None, int]]:
+        """Return for each namespace that has a limit how many entries it has, at most, and lost to its limit."""
+        with self._lock:
+            return {head: (len(one.names), one.most, one.evictions) for head, one in self.limits.items()}
+
     # -- with the lock held ---------------------------------------------------------------------------------
 
     def _store(
@@ -304,6 +328,8 @@ class LocalCache(Collecting):
             if old is not None and old.calls is not None:
                 old.forget_calls()
             self._make_room(name, entry, old)
+        if self.limits:
+            self._keep_limit(name)
         self._collect()
         return self._table.get(name) is entry
 

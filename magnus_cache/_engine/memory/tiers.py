@@ -32,6 +32,7 @@ from magnus_cache._engine.coherence.trust import Trust
 from magnus_cache._engine.memory.clear_log import ClearLog
 from magnus_cache._engine.memory.cold import COLD_OVERHEAD, ColdStore
 from magnus_cache._engine.memory.entry import DEAD, OVERHEAD, Entry, TaggedEntry
+from magnus_cache._engine.memory.limits import CHANCES, Limited, head_of
 from magnus_cache._engine.memory.placeholder import Reservations
 from magnus_cache._engine.memory.policy import POLICIES, Policy, PolicyName
 from magnus_cache._engine.memory.records import OBJECT
@@ -58,13 +59,14 @@ class Tiers(Reservations):
 
     :ivar evictions: entries removed to make room.
     :ivar expirations: entries removed after their deadline.
+    :ivar limits: the namespaces that have a limit of their own, by what their names begin with, see `limits`.
     :ivar generation: how many clears and tag invalidations there were; it only grows. An entry that carries this very
         object was checked since the last one.
     """
 
     __slots__ = (
         "_clears", "_clock", "_cold", "_hot_bytes", "_hot_entries", "_policy", "_table", "evictions", "expirations",
-        "generation", "max_bytes", "max_entries",
+        "generation", "limits", "max_bytes", "max_entries",
     )  # fmt: skip
 
     def __init__(self, limits: tuple[int, int], clock: Clock, policy: PolicyName, hot: int) -> None:
@@ -78,6 +80,7 @@ class Tiers(Reservations):
         self._clears = ClearLog()
         self._table: dict[bytes, Entry] = {}
         self._policy: Policy = POLICIES[policy](self._table)
+        self.limits: dict[bytes, Limited] = {}
         self._hot_entries = most
         self._cold: ColdStore | None = None
         if min(most, size // OVERHEAD) > hot:
@@ -153,7 +156,7 @@ class Tiers(Reservations):
             size = entry.size + len(name) + OVERHEAD
             # Before anybody gets it: the collector has perhaps been past, and the clear is not in the log for long.
             if not self._is_current(name, entry):
-                cold.discard(name)
+                self._discard(name)
                 return None
             place = cold.place(name)
             shard, objects = cold.shards[place], cold.objects[place]
@@ -230,7 +233,7 @@ class Tiers(Reservations):
             name = None if cold is None else cold.oldest()
             removed = False
             if cold is not None and name is not None:
-                removed = cold.discard(name)
+                removed = self._discard(name)
             else:
                 victim = self._policy.victim()
                 if victim is None:
@@ -257,13 +260,23 @@ class Tiers(Reservations):
         del table[name]
         self._hot_bytes -= size
         self._policy.removed(name, entry)
+        if self.limits:
+            self._left(name)
+        return True
+
+    def _discard(self, name: _Name) -> bool:
+        """Remove a record; return whether it was there."""
+        if self._cold is None or not self._cold.discard(name):
+            return False
+        if self.limits:
+            self._left(name)
         return True
 
     def _forget(self, name: _Name) -> bool:
         """Remove whatever a name has; return whether it had anything."""
         entry = self._table.get(name)
         removed = entry is not None and self._remove(name, entry)
-        return (self._cold is not None and self._cold.discard(name)) or removed
+        return self._discard(name) or removed
 
     def _forget_some(self, limit: int) -> None:
         """Remove some names, whatever they are."""
@@ -283,4 +296,37 @@ class Tiers(Reservations):
         self._policy.clear()
         if self._cold is not None:
             self._cold.clear()
+        for limited in self.limits.values():
+            limited.names.clear()
         self._hot_bytes = 0
+
+    # -- limits of namespaces ---------------------------------------------------------------------------------
+
+    def _left(self, name: _Name) -> None:
+        """Note that a name has no entry any more."""
+        limited = self.limits.get(head_of(name))
+        if limited is not None and name not in self._table:
+            limited.names.pop(name, None)
+
+    def _keep_limit(self, name: _Name) -> None:
+        """Evict entries of a name's namespace, but not its own, which was just stored, until its limit is kept."""
+        limited = self.limits.get(head_of(name))
+        if limited is None or name not in self._table:
+            return
+        limited.names[name] = None
+        chances = CHANCES
+        while limited.most is not None and len(limited.names) > limited.most:
+            victim = limited.first()
+            if victim is None:
+                return
+            entry = self._table.get(victim)
+            if victim == name or (entry is not None and entry.seen and chances > 0):
+                chances -= 1
+                if entry is not None and victim != name:
+                    entry.seen = False
+                limited.put_off(victim)
+                continue
+            limited.names.pop(victim, None)
+            removed = self._forget(victim)
+            self.evictions += removed
+            limited.evictions += removed

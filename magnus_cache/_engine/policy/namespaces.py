@@ -65,6 +65,8 @@ class Namespace(str):
     :param l1: whether values are also kept in this process's memory.
     :param l1_ttl: how long a value is kept in memory at most, in the forms of `ttl`; ``None`` means as long
         as it lives.
+    :param l1_max_entries: how many of its values each process keeps in memory at most; ``None`` means as many as there
+        is room for. The limit is kept when a value is stored under this policy.
     :param max_value_bytes: the largest encoded value that is stored, in bytes; ``None`` means the settings'.
     :param share: give all callers the same object, even if it is mutable. This is faster, but callers must not change
         the object.
@@ -94,6 +96,7 @@ class Namespace(str):
     ttl: float | None
     l1: bool
     l1_ttl: float | None
+    l1_max_entries: int | None
     max_value_bytes: int | None
     share: bool
     compress: Compression
@@ -106,15 +109,15 @@ class Namespace(str):
     freshness: Freshness
 
     __slots__ = (
-        "codec", "compress", "freshness", "l1", "l1_ttl", "local", "max_value_bytes", "offline", "seal", "share",
-        "strict",
-        "ttl", "version",
+        "codec", "compress", "freshness", "l1", "l1_max_entries", "l1_ttl", "local", "max_value_bytes", "offline",
+        "seal", "share", "strict", "ttl", "version",
     )  # fmt: skip
 
     DEFAULTS: ClassVar[dict[str, Any]] = {
         "ttl": None,
         "l1": True,
         "l1_ttl": None,
+        "l1_max_entries": None,
         "max_value_bytes": None,
         "share": False,
         "compress": False,
@@ -141,6 +144,7 @@ class Namespace(str):
         ttl: Duration | None = None,
         l1: bool = True,
         l1_ttl: Duration | None = None,
+        l1_max_entries: int | None = None,
         max_value_bytes: int | None = None,
         share: bool = False,
         compress: Compression = False,
@@ -158,6 +162,7 @@ class Namespace(str):
         put(self, "ttl", None if ttl is None else seconds(ttl, "ttl"))
         put(self, "l1", _flag(l1, "l1"))
         put(self, "l1_ttl", None if l1_ttl is None else seconds(l1_ttl, "l1_ttl"))
+        put(self, "l1_max_entries", None if l1_max_entries is None else _entries(l1_max_entries, l1=self.l1))
         put(self, "max_value_bytes", None if max_value_bytes is None else _size(max_value_bytes))
         put(self, "share", _flag(share, "share"))
         put(self, "compress", checked_compression(compress))
@@ -260,6 +265,17 @@ def _check_local(namespace: Namespace) -> None:
             "nothing of a local namespace is encoded; leave it out: l1_max_bytes of the settings bounds the memory"
         )
         raise CacheArgumentError("max_value_bytes", problem)
+
+
+def _entries(value: object, *, l1: bool) -> int:
+    most = whole(value)
+    if most is None:
+        raise CacheTypeError("l1_max_entries", f"give an int, not {type(value).__name__}")
+    if most <= 0:
+        raise CacheArgumentError("l1_max_entries", f"it must be more than zero, got {most}; l1=False keeps none")
+    if not l1:
+        raise CacheArgumentError("l1_max_entries", "with l1=False nothing is kept in memory; leave out one of the two")
+    return most
 
 
 def _size(value: object) -> int:

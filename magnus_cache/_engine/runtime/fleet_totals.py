@@ -130,6 +130,7 @@ class FleetProcess:
     :ivar in_memory_bytes: bytes that they take.
     :ivar flights: loads that run.
     :ivar unattended: those of them in the background, without a waiting caller.
+    :ivar version: of this library; empty for one that is older than this field.
     """
 
     host: str
@@ -140,3 +141,4 @@ class FleetProcess:
     in_memory_bytes: int
     flights: int
     unattended: int
+    version: str = ""

@@ -34,16 +34,18 @@ class CacheStats(dict[str, Any]):
     `Counters`), ``functions`` (the same of each decorated function, with its ``namespace``)
     and ``breaker`` (``state``: ``"unknown"`` before the first call, ``"closed"``, ``"open"`` or
     ``"half-open"``; ``outages``; the last one's ``reason``, ``seconds_ago`` and ``attempts``; ``events``).
-    With a `recovery_path`: ``journal`` (``rows`` that Redis has not confirmed, ``restored`` ones, ``failures`` of
-    the disk). On a cluster: ``nodes``, by the address of each primary: its ``slots``, the ``connections`` of this
-    process to it, and its ``breaker``; while it answers, also its ``keys`` and its ``used_memory``.
+    With a namespace that has `l1_max_entries`: ``l1_limits``, by namespace: its ``entries`` in memory, at ``most``, and
+    the ``evictions`` that kept the limit. With a `recovery_path`: ``journal`` (``rows`` that Redis has not confirmed,
+    ``restored`` ones, ``failures`` of the disk). On a cluster: ``nodes``, by the address of each primary: its
+    ``slots``, the ``connections`` of this process to it, and its ``breaker``; while it answers, also its ``keys`` and
+    its ``used_memory``.
     Only while Redis answers: ``redis_total_keys`` and ``redis_used_memory`` (Redis' own text, such as
     ``"1.2M"``). While it does not answer, looking them up gives ``"N/A"``.
 
     With ``scope="fleet"`` they are those of all processes, summed over the last day (`levels`, `namespaces`,
     `functions`, `errors` and all counts), or over the processes that run now (``in_memory_keys``, ``in_memory_bytes``,
-    ``flights``, ``unattended``); ``processes`` is the number of these, and ``breaker``, ``journal``, ``nodes`` and
-    ``unreplayed`` are missing. While Redis does not answer, they are those of this process.
+    ``flights``, ``unattended``); ``processes`` is the number of these, and ``breaker``, ``journal``, ``l1_limits``,
+    ``nodes`` and ``unreplayed`` are missing. While Redis does not answer, they are those of this process.
 
     Those of a minute, from `get_history`, have the counts of all namespaces together in place of ``namespaces`` and
     ``functions``, such as ``loads``; ``at``, the second of the epoch at which the minute began, by the clock of Redis;

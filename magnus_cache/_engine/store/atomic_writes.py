@@ -40,7 +40,7 @@ from magnus_cache._engine.store.atomic_memory import AtomicMemory
 from magnus_cache._engine.store.fills_many import ManyFills
 from magnus_cache._engine.store.orders import Order
 from magnus_cache._engine.store.records import MISS, KeyRef, Record
-from magnus_cache._engine.store.stored_values import StoredValue, judged, opened, settled, stored_value
+from magnus_cache._engine.store.stored_values import StoredValue, judged, opened, settled, still_valid, stored_value
 from magnus_cache._engine.store.writes import SAMPLED, milliseconds
 from magnus_cache.errors import CacheConflictError, CacheMissingError, CacheTypeError, CacheUnavailableError
 from magnus_cache.freshness import lifetime
@@ -148,9 +148,11 @@ class AtomicWrites(ManyFills):
             asked = self._clock()
             record = record._replace(epoch=self.state.epochs.highest)
             swapped = await self.swapped(wire, ref, (record, payload, ttl), expected, absent=True)
-            if swapped.done:
+            if swapped.done and await still_valid(self, wire, ref, record):
                 return True
-            if swapped.found is not None:
+            if swapped.done:
+                record = record._replace(version=new_version())
+            elif swapped.found is not None:
                 there = (await judged(self, wire, ref, swapped.found, asked)).value
                 if await opened(self, ref, there) is not MISS:
                     return False
@@ -251,13 +253,13 @@ class AtomicWrites(ManyFills):
                     raise CacheMissingError(ref.namespace)
                 continue  # it was removed in between
             try:
-                stored, invalidated = await judged(self, wire, ref, attempt.raw, asked)
+                stored, invalidated, ended = await judged(self, wire, ref, attempt.raw, asked)
             except CacheUnavailableError:
                 if not attempt.done:
                     raise
                 # It was counted; what became of the number since is not known.
-                invalidated = False
-            if attempt.done and not invalidated:
+                invalidated = ended = False
+            if attempt.done and not (invalidated or ended):
                 self.written(ref)
                 number: int = codec.decode(envelope.unpack(attempt.raw, self.reads.limit(ref))[4])
                 return number
@@ -325,9 +327,7 @@ class AtomicWrites(ManyFills):
                 break
         return ref.each()[0]
 
-    async def _increment(
-        self, wire: "Connection", ref: KeyRef, change: Change, reject: bytes, lowest: int
-    ) -> Attempt:  # fmt: skip
+    async def _increment(self, wire: "Connection", ref: KeyRef, change: Change, reject: bytes, lowest: int) -> Attempt:
         """Send an increment, once."""
         ttl = lifetime(change.ttl, ref.freshness.jitter, random)
         created = b"" if not change.create else envelope.pack(

@@ -192,6 +192,7 @@ class Portion:
         if ref.freshness is not NO_POLICY or ref.namespace.l1_ttl is not None or ref.namespace.seal:
             minimum = tagged = NEVER
         is_small = 0 < names.value_bytes <= SMALL_BYTES
+        reads.bound_entries(ref)
         return minimum, tagged, largest, head_of(names.tags), is_small
 
     def _readable(self, ref: KeyRef, place: int, raw: bytes | None, connection: "Connection", sent: float) -> Answer:

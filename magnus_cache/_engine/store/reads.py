@@ -19,15 +19,7 @@ from magnus_cache._engine.coherence.tag_stamps import room
 from magnus_cache._engine.coherence.trust import Trust
 from magnus_cache._engine.coordination.epoch_sync import JUDGEMENTS, UnsettledError
 from magnus_cache._engine.coordination.state import State
-from magnus_cache._engine.memory.entry import (
-    Entry,
-    ReferenceEntry,
-    SharedEntry,
-    SharedTaggedEntry,
-    TaggedEntry,
-    pack_facts,
-    pack_windows,
-)
+from magnus_cache._engine.memory.entry import PLAIN, TAGGED, Entry, ReferenceEntry, pack_facts, pack_windows
 from magnus_cache._engine.memory.placeholder import Placeholder
 from magnus_cache._engine.redis.lane_tickets import LongWay
 from magnus_cache._engine.redis.retries import ATTEMPTS
@@ -400,8 +392,15 @@ class Reads(Fallback):
         """Return what is known of tags now, to be read before it is known whether one of them is invalid."""
         return self._memory.generation, self.state.epochs.stamps(tags, ref.epoch_names)
 
+    def bound_entries(self, ref: KeyRef) -> None:
+        """Have memory keep the limit of a namespace, if it has one, when its next value is stored."""
+        most = ref.namespace.l1_max_entries
+        if most is not None or self._memory.limits:
+            self._memory.limit(self.state.keyspace.namespace_prefix(ref.namespace), most)
+
     def entry(self, ref: KeyRef, record: Record, trust: Trust, span: Lifespan, known: TagState) -> Entry:
-        """Make an entry, with the state of its tags from before its value was judged."""
+        """Make an entry that is to be stored now, with the state of its tags from before its value was judged."""
+        self.bound_entries(ref)
         deadline, since, born = span
         generation, stamps = known
         freshness, more = ref.freshness, 0
@@ -415,13 +414,11 @@ class Reads(Fallback):
             deadline, more = since + cap, more & 1
         facts = pack_facts(record.version, more, born)
         if not record.tags:
-            plain_kind = SharedEntry if record.shared else Entry
-            plain = plain_kind(record.value, record.payload, deadline, trust, record.size, facts)
+            plain = PLAIN[record.shared](record.value, record.payload, deadline, trust, record.size, facts)
             plain.encoded = record.encoded
             return plain
         size = record.size + room(stamps)
-        tagged_kind = SharedTaggedEntry if record.shared else TaggedEntry
-        kind = ReferenceEntry if ref.namespace.local else tagged_kind
+        kind = ReferenceEntry if ref.namespace.local else TAGGED[record.shared]
         entry = kind(record.value, record.payload, deadline, trust, size, facts)
         entry.stamps, entry.epoch, entry.generation = stamps, record.epoch, generation
         entry.encoded = record.encoded

@@ -9,12 +9,12 @@ from magnus_cache._engine.runtime.turns import in_turns
 from magnus_cache._engine.store.judge import Verdict, settled_verdict
 from magnus_cache._engine.store.records import MISS, KeyRef, Record
 from magnus_cache._engine.store.writes import Writes
-from magnus_cache.errors import CacheDecodeError
+from magnus_cache.errors import CacheDecodeError, CacheUnavailableError
 
 if TYPE_CHECKING:
     from magnus_cache._engine.redis.exchange import Connection
 
-__all__ = ["COPY_HERE", "Judged", "StoredValue", "judged", "opened", "settled", "stored_value"]
+__all__ = ["COPY_HERE", "Judged", "StoredValue", "judged", "opened", "settled", "still_valid", "stored_value"]
 
 _INFLATE_HERE: Final = 4_096
 """Compressed bytes that are decompressed on the event loop: of zlib, the result is at most a thousand times as large.
@@ -46,6 +46,8 @@ class Judged(NamedTuple):
     """None unless `get` would serve it fresh."""
     invalidated: bool = False
     """Whether it was invalidated, whatever its end."""
+    ended: bool = False
+    """Whether it had ended when Redis was asked, by the clock of this process."""
 
 
 _NOTHING: Final = Judged(None)
@@ -92,8 +94,19 @@ async def judged(writes: Writes, wire: "Connection", ref: KeyRef, raw: bytes, as
     found = settled_verdict(writes.state, ref, record, left, wire, asked)
     # A stale value has no time left, and a remembered error is not a value.
     if negative or found is not Verdict.FRESH:
-        return Judged(None, found.is_invalidated)
+        return Judged(None, found.is_invalidated, now + left <= asked)
     return Judged(StoredValue(raw, plain, payload, header.fresh_until, header.life, header.epoch, tags))
+
+
+async def still_valid(writes: Writes, wire: "Connection", ref: KeyRef, record: Record) -> bool:
+    """Return whether a value that was just stored is valid: this process may have learned of a clear only now.
+
+    What was announced before the answer is known by now. Without that, others would find the key missing.
+    """
+    try:
+        return record.epoch >= await writes.reads.epoch_sync.settled(wire, ref.epoch_names, record.tags)
+    except CacheUnavailableError:
+        return True  # It is stored; what became of it since is not known.
 
 
 async def opened(writes: Writes, ref: KeyRef, stored: StoredValue | None) -> Any:

@@ -5,10 +5,9 @@ import functools
 import inspect
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from functools import partial
-from typing import Any, TypeVar, Unpack, cast
+from typing import Any, TypeVar, cast
 
 from magnus_cache import AsyncCacheManager, CacheArgumentError, CacheManager, CacheTypeError
-from magnus_cache.freshness import FreshnessOptions
 from magnus_cache.integrations.llm.async_streams import AsyncCollector, AsyncLLMStream
 from magnus_cache.integrations.llm.async_streams import opened_stream as opened_async
 from magnus_cache.integrations.llm.blocking_streams import Collector, LLMStream, opened_stream
@@ -46,7 +45,7 @@ class LLMCache:
         self, cache: CacheManager | AsyncCacheManager, namespace: str = "llm", *, ttl: Any = None,
         tags: str | Iterable[str] = (), prices: Mapping[str, Any] | None = None,
         skip_if: Callable[[Any], bool] = is_unfinished, exclude: Iterable[str] = (), scope: Any = None,
-        most_chunks: int = 20_000, **freshness: Unpack[FreshnessOptions],
+        most_chunks: int = 20_000, **freshness: Any,
     ) -> None:  # fmt: skip
         if not isinstance(cache, CacheManager | AsyncCacheManager):
             raise CacheTypeError("cache", f"give a CacheManager or AsyncCacheManager, not {type(cache).__name__}")
