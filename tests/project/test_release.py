@@ -109,6 +109,20 @@ packed = pack(bytes(1_000), version=1, fresh_until=1, compress="lz4")
 assert len(packed) < 200 and open_payload(packed, read_header(packed), 1_000) == bytes(1_000)
 cache.close()
 """,
+    "httpx": """
+import httpx
+from magnus_cache import CacheManager
+from magnus_cache.integrations.http import CacheTransport
+reply = httpx.MockTransport(lambda request: httpx.Response(200, text="a", headers={"cache-control": "max-age=9"}))
+with CacheManager(redis_enabled=False) as cache, httpx.Client(transport=CacheTransport(reply, cache)) as client:
+    assert [client.get("http://a/").headers["x-magnus-cache"] for _ in range(2)] == ["miss", "hit"]
+""",
+    "requests": """
+import requests
+from magnus_cache.integrations.http import CacheAdapter
+with requests.Session() as session:
+    session.mount("https://", CacheAdapter(ttl="1m"))
+""",
     "openai": "import magnus_cache.integrations.openai\n",
     "langchain": "import magnus_cache.integrations.langchain\n",
     "cachelib": f"""{_CACHE}
@@ -157,6 +171,7 @@ MISSING: Final = {
     "magnus_cache.integrations.langchain": "langchain",
     "magnus_cache.integrations.litellm": "litellm",
     "magnus_cache.integrations.openai": "openai",
+    "magnus_cache.integrations.http.adapter": "requests",
     "magnus_cache.integrations.django": "django",
     "magnus_cache.integrations.cachelib": "cachelib",
     "magnus_cache.integrations.flask": "flask",

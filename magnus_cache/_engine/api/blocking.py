@@ -29,8 +29,10 @@ from magnus_cache._engine.policy.options import (
     AnyTtl,
     LoadOptions,
     SkipIf,
+    StateOf,
     check_callable,
     checked_skip,
+    checked_state_of,
     validate_ttl,
 )
 from magnus_cache._engine.policy.tags import AnyTags, TagRule, check_tags
@@ -197,18 +199,18 @@ class BlockingCache(BlockingAtomic):
     @overload
     def get_or_set(
         self, namespace: str, key: Any, loader: Callable[[], Awaitable[T]], ttl: AnyTtl = None, tags: AnyTags = (),
-        strict: bool | None = None, *, skip_if: SkipIf = None, returns: Any = None,
+        strict: bool | None = None, *, skip_if: SkipIf = None, state_of: StateOf = None, returns: Any = None,
         **freshness: Unpack[FreshnessOptions],
     ) -> T: ...  # fmt: skip
     @overload
     def get_or_set(
         self, namespace: str, key: Any, loader: Callable[[], T], ttl: AnyTtl = None, tags: AnyTags = (),
-        strict: bool | None = None, *, skip_if: SkipIf = None, returns: Any = None,
+        strict: bool | None = None, *, skip_if: SkipIf = None, state_of: StateOf = None, returns: Any = None,
         **freshness: Unpack[FreshnessOptions],
     ) -> T: ...  # fmt: skip
     def get_or_set(
         self, namespace: str, key: Any, loader: AnyLoader[T], ttl: AnyTtl = None, tags: AnyTags = (),
-        strict: bool | None = None, *, skip_if: SkipIf = None, returns: Any = None,
+        strict: bool | None = None, *, skip_if: SkipIf = None, state_of: StateOf = None, returns: Any = None,
         **freshness: Unpack[FreshnessOptions],
     ) -> T:  # fmt: skip
         """Do what `AsyncCache.get_or_set` does, in blocking code.
@@ -223,6 +225,10 @@ class BlockingCache(BlockingAtomic):
         ref = self._reads.ref(namespace, key, freshness)
         tag_rule = TagRule(tags)
         options = LoadOptions(validate_ttl(ttl), checked_skip(skip_if), tag_rule, strict=strict, function=loader)
+        if state_of is not None:
+            options.state_of = checked_state_of(state_of)
+            request = LoadRequest(ref, loader, options, tag_rule.of_call({}))
+            return self._engine.stale.get_judged_blocking(request)
         if self._state.mode is Mode.NORMAL:
             entry = self._state.memory.hit(ref.name)
             if entry is not None and (value := self._reads.opened(ref, entry)) is not MISS:
