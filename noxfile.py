@@ -109,6 +109,28 @@ def minimum(session: nox.Session) -> None:
     session.run("python", "-m", "pytest", *(session.posargs or CORE))
 
 
+LANGCHAIN = (
+    "langchain-tests>=1", "langchain-openai>=1", "langchain-classic>=1", "pytest-asyncio", "pytest-benchmark",
+    "pytest-recording", "pytest-socket",
+)  # fmt: skip
+LITELLM = ("litellm>=1.60", "fastapi", "soundfile")
+"""LiteLLM imports these for a request, and does not install them by itself."""
+
+
+@nox.session
+@nox.parametrize("library", ["langchain", "litellm"])
+def llm(session: nox.Session, library: str) -> None:
+    """Run LangChain's own tests of caches and stores, its client of OpenAI, and LiteLLM, on this cache.
+
+    Not with the other tests: LangChain's bring many plugins of pytest, and LiteLLM needs versions of its own.
+    """
+    install(session, "test")
+    session.install(*(LANGCHAIN if library == "langchain" else LITELLM))
+    # Their marks and their settings of the event loop are not for our tests.
+    others = [f"-pno:{plugin}" for plugin in ("asyncio", "codspeed", "recording", "socket", "syrupy")]
+    session.run("python", "-m", "pytest", *others, f"tests/foreign/{library}.py", *session.posargs)
+
+
 @nox.session
 def coverage(session: nox.Session) -> None:
     """Measure which branches the tests take, and fail below the floor that pyproject.toml sets."""

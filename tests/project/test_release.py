@@ -61,6 +61,21 @@ with instrument(cache):
     assert cache.get_or_set("t", "k", lambda: 1) == 1
 cache.close()
 """,
+    "anthropic": f"""{_CACHE}
+import magnus_cache.integrations.anthropic
+from anthropic.types import TextBlock
+cache.set("t", "k", TextBlock(type="text", text="hi"))
+assert cache.get("t", "k").text == "hi"
+cache.close()
+""",
+    "litellm": f"""{_CACHE}
+import litellm
+from magnus_cache.integrations.litellm import litellm_cache
+litellm.cache = litellm_cache(cache)
+litellm.cache.cache.set_cache("k", 1)
+assert cache.get("litellm", "k") == 1
+cache.close()
+""",
     "pandas": f"""{_CACHE}
 import pandas
 frame = pandas.DataFrame({{"a": [1, 2]}})
@@ -170,6 +185,9 @@ MISSING: Final = {
     "magnus_cache.observability.prometheus": "prometheus",
     "magnus_cache.observability.opentelemetry": "opentelemetry",
     "magnus_cache.integrations.fastapi": "fastapi",
+    "magnus_cache.integrations.anthropic": "anthropic",
+    "magnus_cache.integrations.langchain": "langchain",
+    "magnus_cache.integrations.litellm": "litellm",
     "magnus_cache.integrations.openai": "openai",
     "magnus_cache.integrations.http.adapter": "requests",
     "magnus_cache.integrations.django": "django",
