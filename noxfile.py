@@ -3,6 +3,7 @@
 import shutil
 import sys
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
 
 import nox
@@ -107,6 +108,34 @@ def minimum(session: nox.Session) -> None:
     oldest = [requirement.replace(">=", "==") for requirement in PROJECT["project"]["dependencies"]]
     session.install(*oldest)
     session.run("python", "-m", "pytest", *(session.posargs or CORE))
+
+
+LANGCHAIN = (
+    "langchain-tests>=1", "langchain-openai>=1", "langchain-classic>=1", "pytest-asyncio", "pytest-benchmark",
+    "pytest-recording", "pytest-socket",
+)  # fmt: skip
+LITELLM = ("litellm>=1.60", "fastapi", "soundfile")
+"""LiteLLM imports these for a request, and does not install them by itself."""
+
+
+@nox.session
+def langchain(session: nox.Session) -> None:
+    """Run LangChain's own tests of caches and stores, and its client of OpenAI, on this cache.
+
+    Not with the other tests: LangChain's bring many plugins of pytest.
+    """
+    install(session, "test")
+    session.install(*LANGCHAIN)
+    # Its settings of the event loop are not for our tests.
+    session.run("python", "-m", "pytest", "-pno:asyncio", "tests/foreign/langchain.py", *session.posargs)
+
+
+@nox.session
+def litellm(session: nox.Session) -> None:
+    """Run LiteLLM on this cache; not with the other tests, as it needs versions of its own."""
+    install(session, "test")
+    session.install(*LITELLM)
+    session.run("python", "-m", "pytest", "tests/foreign/litellm.py", *session.posargs)
 
 
 @nox.session
@@ -297,7 +326,30 @@ def foreign_django(session: nox.Session) -> None:
         session.run(python, "-m", "tests.foreign.django", str(folder / archive.name[: -len(".tar.gz")]), external=True)
 
 
-FOREIGN = {"django": foreign_django}
+def unpacked(session: nox.Session, project: str) -> Path:
+    """Download the sdist of a project, in the version that is installed, and return its folder: its tests are there."""
+    show = f"from importlib.metadata import version; print(version('{project}'))"
+    version = str(session.run("python", "-c", show, silent=True)).strip()
+    folder = Path(session.create_tmp()).resolve() / f"{project}-{version}"
+    options = ("--quiet", "--no-deps", "--no-binary", ":all:", "--dest", str(folder))
+    session.run("python", "-m", "pip", "download", *options, f"{project}=={version}")
+    (archive,) = folder.glob("*.tar.gz")
+    with tarfile.open(archive) as files:
+        files.extractall(folder, filter="data")
+    return folder / archive.name.removesuffix(".tar.gz")
+
+
+def foreign_flask(session: nox.Session, project: str) -> None:
+    """Run the tests of cachelib or Flask-Caching on our backend."""
+    session.install("-e", ".[embedded,flask]", "asgiref", "pytest>=8.2", "pytest-xprocess")
+    session.run("python", "-m", "tests.foreign.flask", project, str(unpacked(session, project)))
+
+
+FOREIGN: dict[str, Callable[[nox.Session], None]] = {
+    "django": foreign_django,
+    "cachelib": lambda session: foreign_flask(session, "cachelib"),
+    "flask-caching": lambda session: foreign_flask(session, "flask-caching"),
+}
 """Other projects' tests that run through our edges, by name."""
 
 

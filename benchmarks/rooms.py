@@ -127,7 +127,7 @@ async def _calls() -> None:
 
 def main() -> None:
     # These use the package as any program does.
-    users = {"cli", "dashboard", "observability", "__main__"}
+    users = {"cli", "dashboard", "integrations", "observability", "__main__"}
     found = {room: others for room, others in arrows().items() if room not in users}
     count = sum(map(len, found.values()))
     print(f"{len(found)} rooms, {floors(found)} floors, {count} arrows; without {', '.join(sorted(users))}")

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from magnus_cache._engine.runtime.stats import CacheStats
     from magnus_cache._engine.settings.settings import CacheSettings
     from magnus_cache._engine.store.explanation import Explanation, KeyEvent
+    from magnus_cache._engine.store.lifetimes import Lifetime
     from magnus_cache.errors import (
         CacheArgumentError,
         CacheBatchEncodeError,
@@ -123,6 +124,7 @@ __all__ = [
     "Health",
     "Hit",
     "KeyEvent",
+    "Lifetime",
     "LoadEnded",
     "LoadStarted",
     "Miss",
@@ -206,6 +208,7 @@ _HOMES: Final = {
     ),
     "_engine.runtime.observers": ("Observation",),
     "_engine.store.explanation": ("Explanation", "KeyEvent"),
+    "_engine.store.lifetimes": ("Lifetime",),
     "_engine.coordination.health": ("Health", "NodeHealth"),
     "_engine.api.managers": (
         "AsyncCacheManager",

@@ -1,8 +1,8 @@
 """The commands about figures: `stats` and `top`."""
 
 import time
-from collections import deque
-from collections.abc import Callable, Mapping
+from collections import Counter, deque
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Final
 
 import typer
@@ -11,7 +11,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from magnus_cache import CacheManager
+from magnus_cache import CacheManager, FleetProcess, __version__
 from magnus_cache._engine.api.totals import fleet_totals
 from magnus_cache.cli.common import Json, Prefix, Url, console, opened, print_json
 
@@ -53,12 +53,17 @@ def stats(
         def look() -> Mapping[str, Any]:
             return cache.get_stats("fleet" if fleet else "process")
 
+        def shown() -> RenderableType:
+            figures = _summary(look())
+            others = _other_versions(cache.get_processes()) if fleet else ""
+            return Group(figures, Text(), Text(others)) if others else figures
+
         if json:
             _repeat(lambda: print_json(look()), every, watch=watch)
         elif watch and console().is_terminal:
-            _live(lambda: _summary(look()), every)
+            _live(shown, every)
         else:
-            _repeat(lambda: console().print(_summary(look())), every, watch=watch)
+            _repeat(lambda: console().print(shown()), every, watch=watch)
 
 
 def top(
@@ -171,6 +176,18 @@ def _table(title: str, rows: Mapping[str, Mapping[str, Any]], width: int = 0) ->
     if not rows:
         table.add_row("none yet")
     return table
+
+
+def _other_versions(processes: Sequence[FleetProcess]) -> str:
+    """Return a line about processes of other versions of this library; empty without any."""
+    others = Counter(process.version or "an older version" for process in processes if process.version != __version__)
+    if not others:
+        return ""
+    found = ", ".join(f"{version} ({count})" for version, count in sorted(others.items()))
+    return (
+        f"{others.total()} of {len(processes)} processes do not run {__version__}, as this command does: {found}. "
+        "What they do not report is missing here; restart them with the same version."
+    )
 
 
 def _summary(figures: Mapping[str, Any]) -> RenderableType:

@@ -204,6 +204,7 @@ def processes(listed: Sequence[FleetProcess]) -> Columns:
         "Process": [str(process.pid) if process.pid else NOTHING for process in listed],
         "Runs for": [duration_text(process.age) for process in listed],
         "Last report": [f"{process.reported:.0f} s ago" for process in listed],
+        "Version": [plain_text(process.version) or "older" for process in listed],
         "Values in memory": [_whole(process.in_memory_keys) for process in listed],
         "Memory, MB": [process.in_memory_bytes / 1e6 for process in listed],
         "Loads under way": [_whole(process.flights) for process in listed],

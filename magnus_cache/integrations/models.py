@@ -11,16 +11,18 @@ from pydantic import BaseModel
 __all__ = ["library", "models_of"]
 
 
-def library(module: str, *, extra: str) -> ModuleType:
+def library(module: str, *, extra: str, edge: str | None = None) -> ModuleType:
     """Import and return a module of an optional library.
 
+    :param edge: the module here that needs it, if it is not called like the extra.
     :raises ImportError: naming the extra that brings the library.
     """
     try:
         return importlib.import_module(module)
     except ImportError as error:
+        needs = f"magnus_cache.integrations.{edge or extra} needs {module.partition('.')[0]}"
         raise ImportError(
-            f'magnus_cache.integrations.{extra} needs {module.partition(".")[0]}: pip install "magnus-cache[{extra}]"',
+            f'{needs}: pip install "magnus-cache[{extra}]"',
             name=error.name,
             path=error.path,
         ) from error

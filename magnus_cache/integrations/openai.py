@@ -7,7 +7,7 @@ that you collect from it.
 :raises ImportError: if the library is not installed.
 """
 
-from magnus_cache._engine.codec import register_type
+from magnus_cache import register_type
 from magnus_cache.integrations.models import library, models_of
 
 __all__ = ["register"]

@@ -10,6 +10,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any, Final
 
+import msgpack
 import pytest
 
 from magnus_cache import CacheManager, Namespace, __version__
@@ -167,6 +168,21 @@ def test_figures_of_the_fleet(run: Run, cache: CacheManager) -> None:
     assert found["processes"] == 1
     assert "hit_count" in printed(run("stats"))
     assert found["redis_total_keys"] == parsed(run("stats", "--json"))["redis_total_keys"]
+
+
+def test_processes_of_another_version_are_told(run: Run, cache: CacheManager, raw: Any) -> None:
+    cache.get_or_set("t", "k", lambda: 1)
+    cache.get_stats("fleet")
+    ((member, second),) = raw.zrange("magnus!fleet", 0, -1, withscores=True)
+    name = b"magnus!stats:" + member
+    report = raw.get(name)
+    about = msgpack.unpackb(report[8:])
+    # As versions before this field have reported; and for as long as it takes to start a program.
+    del about["library"]
+    raw.set(name, report[:8] + msgpack.packb(about))
+    raw.zadd("magnus!fleet", {member: second + 600})
+    shown = " ".join(printed(run("stats", "--fleet")).split())
+    assert f"1 of 1 processes do not run {__version__}, as this command does: an older version (1)." in shown
 
 
 def test_the_hottest_namespaces_and_functions(run: Run, cache: CacheManager) -> None:

@@ -16,7 +16,7 @@ import redis
 from hypothesis import given
 from hypothesis import strategies as st
 
-from magnus_cache import AsyncCacheManager, CacheArgumentError, CacheManager, CacheStats
+from magnus_cache import AsyncCacheManager, CacheArgumentError, CacheManager, CacheStats, __version__
 from magnus_cache._engine.runtime.fleet_totals import COUNTED, fields_of, figures_from
 from magnus_cache._engine.runtime.stats import Counters, Stats
 from magnus_cache.embedded import EmbeddedServer
@@ -106,6 +106,33 @@ async def test_the_keys_of_the_statistics_are_no_values(url: str) -> None:
         await one.set("t", "k", 1)
         await publish(one, two)
         assert (await one.get_stats())["redis_total_keys"] == 1
+
+
+async def test_epochs_that_a_process_does_not_know_are_no_values(url: str) -> None:
+    async with fleet(url, 2) as (one, two):
+        for number in range(5):
+            await one.set(f"n{number}", "k", 1, tags=[f"tag {number}"])
+            await one.invalidate_tags(f"tag {number}")
+        await one.clear("n0")
+        await one.set("n0", "k", 2)
+        await publish(one, two)
+        wanted = len([name async for name in two.scan("n0")])
+        assert wanted == 1
+        assert (await two.get_stats())["redis_total_keys"] == (await one.get_stats())["redis_total_keys"] <= 5
+
+
+async def test_processes_tell_their_version(url: str, raw: redis.Redis) -> None:
+    async with fleet(url, 2) as (one, two):
+        for manager in (one, two):
+            await use(manager, "t", 1)
+        await publish(one, two)
+        name = f"magnus!stats:{two._engine.state.fleet_stats.instance}"
+        report: Any = raw.get(name)
+        about = msgpack.unpackb(report[8:])
+        assert about.pop("library") == __version__
+        # As versions before this field have reported.
+        raw.set(name, report[:8] + msgpack.packb(about), keepttl=True)
+        assert sorted(process.version for process in await one.get_processes()) == ["", __version__]
 
 
 async def test_nothing_counts_twice(url: str) -> None:

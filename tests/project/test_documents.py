@@ -10,6 +10,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Self, get_args
 
+import httpx
 import pytest
 import redis
 from opentelemetry.sdk.metrics import MeterProvider
@@ -82,7 +83,7 @@ async def _served(user: Any, lifespan: Any) -> None:
 
 
 async def _lived(lifespan: Any) -> None:
-    async with lifespan(None):
+    async with lifespan(_lived):
         assert await magnus_cache.get_async_cache_manager().set("t", "k", 1)
 
 
@@ -178,6 +179,34 @@ async def _answered(complete: Any) -> None:
         assert complete.cache_info().loads == 2
 
 
+async def _answers(app: Any, *requests: tuple[str, str, dict[str, Any]]) -> list[httpx.Response]:
+    async with (
+        magnus_cache.get_async_cache_manager(),
+        httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client,
+    ):
+        return [await client.request(method, url, **more) for method, url, more in requests]
+
+
+def _evicted(app: Any) -> None:
+    read, write = ("GET", "/quotes/AAPL", {}), ("PUT", "/quotes/AAPL", {"params": {"price": 191}})
+    found = asyncio.run(_answers(app, read, read, write, read))
+    assert [answer.json() for answer in found] == [{"price": 190.5}, {"price": 190.5}, None, {"price": 191}]
+    assert ["age" in answer.headers for answer in found] == [False, True, False, False]
+
+
+def _listed(catalog: Any) -> None:
+    read, write = ("GET", "/items", {}), ("POST", "/items", {"params": {"name": "pen"}})
+    found = asyncio.run(_answers(catalog, read, read, write, read))
+    assert ["age" in answer.headers for answer in found] == [False, True, False, False]
+
+
+def _of_each_user(app: Any) -> None:
+    users = [("GET", "/portfolio", {"headers": {"authorization": f"Bearer {user}"}}) for user in (1, 2, 1)]
+    found = asyncio.run(_answers(app, *users))
+    assert [answer.json()["user"] for answer in found] == [1, 2, 1]
+    assert ["age" in answer.headers for answer in found] == [False, False, True]
+
+
 CHECKS: dict[tuple[str, ...], Callable[..., object]] = {
     ("get_stock_price",): _once,
     ("stock_price",): _once,
@@ -197,6 +226,9 @@ CHECKS: dict[tuple[str, ...], Callable[..., object]] = {
     ("info", "history"): lambda info, history: _equal((info.cache_info().loads, history.cache_info().loads), (1, 3)),
     ("orders", "add_order"): _ordered,
     ("complete",): lambda complete: asyncio.run(_answered(complete)),
+    ("app", "quote", "put_quote"): lambda app, *_: _evicted(app),
+    ("catalog",): _listed,
+    ("app", "portfolio", "current_user"): lambda app, *_: _of_each_user(app),
     ("rates",): lambda rates: _equal(rates.cache_info().loads, 1),
     ("health",): lambda health: _equal(health.ok, True),
 }

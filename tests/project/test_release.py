@@ -61,11 +61,43 @@ with instrument(cache):
     assert cache.get_or_set("t", "k", lambda: 1) == 1
 cache.close()
 """,
+    "anthropic": f"""{_CACHE}
+import magnus_cache.integrations.anthropic
+from anthropic.types import TextBlock
+cache.set("t", "k", TextBlock(type="text", text="hi"))
+assert cache.get("t", "k").text == "hi"
+cache.close()
+""",
+    "litellm": f"""{_CACHE}
+import litellm
+from magnus_cache.integrations.litellm import litellm_cache
+litellm.cache = litellm_cache(cache)
+litellm.cache.cache.set_cache("k", 1)
+assert cache.get("litellm", "k") == 1
+cache.close()
+""",
     "pandas": f"""{_CACHE}
 import pandas
 frame = pandas.DataFrame({{"a": [1, 2]}})
 cache.set("t", "k", frame)
 assert cache.get("t", "k").equals(frame)
+cache.close()
+""",
+    "fastapi": f"""{_CACHE}
+import asyncio
+from fastapi import FastAPI
+from magnus_cache.integrations.fastapi import cache_response, lifespan
+app = FastAPI(lifespan=lifespan(cache))
+@app.get("/x")
+@cache_response("pages")
+async def page() -> int: return 1
+sent = []
+async def send(message): sent.append(message)
+async def receive(): return {{"type": "http.request"}}
+scope = {{"type": "http", "method": "GET", "scheme": "http", "path": "/x", "query_string": b"", "headers": []}}
+for _ in range(2):
+    asyncio.run(app(dict(scope, state={{"magnus_cache": cache}}), receive, send))
+assert b"age" in dict(sent[2]["headers"]) and sent[3]["body"] == b"1"
 cache.close()
 """,
     "crypto": f"""{_CACHE}
@@ -94,8 +126,45 @@ packed = pack(bytes(1_000), version=1, fresh_until=1, compress="lz4")
 assert len(packed) < 200 and open_payload(packed, read_header(packed), 1_000) == bytes(1_000)
 cache.close()
 """,
+    "httpx": """
+import httpx
+from magnus_cache import CacheManager
+from magnus_cache.integrations.http import CacheTransport
+reply = httpx.MockTransport(lambda request: httpx.Response(200, text="a", headers={"cache-control": "max-age=9"}))
+with CacheManager(redis_enabled=False) as cache, httpx.Client(transport=CacheTransport(reply, cache)) as client:
+    assert [client.get("http://a/").headers["x-magnus-cache"] for _ in range(2)] == ["miss", "hit"]
+""",
+    "requests": """
+import requests
+from magnus_cache.integrations.http import CacheAdapter
+with requests.Session() as session:
+    session.mount("https://", CacheAdapter(ttl="1m"))
+""",
     "openai": "import magnus_cache.integrations.openai\n",
     "langchain": "import magnus_cache.integrations.langchain\n",
+    "cachelib": f"""{_CACHE}
+from magnus_cache.integrations.cachelib import MagnusCache
+assert MagnusCache(cache).set("k", 1) and MagnusCache(cache).inc("n") is not None
+cache.close()
+""",
+    "flask": f"""{_CACHE}
+import flask, flask_caching
+app = flask.Flask("app")
+app.config.update(CACHE_TYPE="magnus_cache.integrations.flask.MagnusCache", CACHE_OPTIONS={{"cache": cache}})
+caching = flask_caching.Cache(app)
+with app.app_context():
+    assert caching.set("k", 1) and caching.get("k") == 1
+cache.close()
+""",
+    "sqlalchemy": f"""{_CACHE}
+import sqlalchemy
+from magnus_cache.integrations.sqlalchemy import QueryCache
+engine = sqlalchemy.create_engine("sqlite://")
+queries = QueryCache(engine, cache=cache)
+with engine.connect() as connection:
+    assert [queries.execute(connection, sqlalchemy.select(sqlalchemy.literal(5))).scalar() for _ in "12"] == [5, 5]
+cache.close()
+""",
     "django": """
 from django.conf import settings
 backend = "magnus_cache.integrations.django.MagnusCache"
@@ -115,8 +184,16 @@ EXTRAS: Final = tuple(tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8")
 MISSING: Final = {
     "magnus_cache.observability.prometheus": "prometheus",
     "magnus_cache.observability.opentelemetry": "opentelemetry",
+    "magnus_cache.integrations.fastapi": "fastapi",
+    "magnus_cache.integrations.anthropic": "anthropic",
+    "magnus_cache.integrations.langchain": "langchain",
+    "magnus_cache.integrations.litellm": "litellm",
     "magnus_cache.integrations.openai": "openai",
+    "magnus_cache.integrations.http.adapter": "requests",
     "magnus_cache.integrations.django": "django",
+    "magnus_cache.integrations.cachelib": "cachelib",
+    "magnus_cache.integrations.flask": "flask",
+    "magnus_cache.integrations.sqlalchemy": "sqlalchemy",
 }
 """Modules that need an extra, and say which."""
 

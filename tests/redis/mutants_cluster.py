@@ -163,6 +163,7 @@ def without_the_later_word_of_others() -> None:
 @guard(f"{SUCCESSORS}::test_invariant_7_a_group_moves_on_from_a_successor_while_the_former_primary_still_answers")
 def without_the_roles_of_noted_servers() -> None:
     rewrite(ClusterLoop.identity_of, "if not self.is_primary(node_id):", "if False:")
+    without_the_word_of_the_nodes_that_a_slot_has_moved_between()
 
 
 @guard(f"{ORIGINS}::test_a_successor_is_no_node_that_slots_were_moved_to")
@@ -170,9 +171,29 @@ def without_the_history_that_a_server_has_continued() -> None:
     rewrite(cluster_origins.standing, "if former and", "if False and")
 
 
+@guard(f"{SUCCESSORS}::test_invariant_7_a_group_moves_on_from_a_successor_before_this_process_has_heard_of_it")
+def without_the_word_of_the_nodes_that_a_slot_has_moved_between() -> None:
+    rewrite(ClusterLoop.identity_beside, "if self._has_passed_on(node_id, wire, suffix) else", "if True else")
+
+
+@guard(f"{ORIGINS}::test_what_was_told_before_a_slot_moved_says_nothing")
+def without_asking_again_who_has_a_slot_that_has_moved() -> None:
+    rewrite(cluster_origins.has_passed_on, "if noted.sent < since or owner.sent < since:", "if False:")
+
+
+@guard(f"{ORIGINS}::test_a_former_primary_has_passed_on_nothing")
+def without_the_new_owners_word_about_the_node_it_has_slots_from() -> None:
+    rewrite(cluster_origins.has_passed_on, "if noted.node not in owner.map.nodes or", "if")
+
+
+@guard(f"{ORIGINS}::test_a_primary_that_still_claims_a_slot_has_not_passed_it_on")
+def without_the_word_of_the_node_that_a_slot_has_moved_from() -> None:
+    rewrite(cluster_origins.has_passed_on, "True if all(", "True if not slots or any(")
+
+
 @guard(f"{SUCCESSORS}::test_invariant_7_a_replica_takes_over_from_a_primary_that_still_answers")
 def without_any_doubt_in_the_successor_of_a_primary_that_answers() -> None:
-    rewrite(ClusterLoop.identity_of, "if not self.is_primary(node_id):", "if False:")
+    without_the_roles_of_noted_servers()
     rewrite(cluster_origins.standing, "if former and", "if False and")
 
 

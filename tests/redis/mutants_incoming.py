@@ -10,7 +10,7 @@ HERE: Final = "tests/redis/test_incoming.py"
 
 @guard(f"{HERE}::test_nothing_is_handled_before_what_is_left_of_the_reply_before")
 def without_stopping_at_a_reply_that_takes_turns() -> None:
-    rewrite(incoming.Incoming.take, "if rest is not None:", "if False:")
+    rewrite(incoming.Incoming._handled, "if rest is not None:", "if False:")
 
 
 @guard(f"{HERE}::test_nothing_is_handled_before_what_is_left_of_the_reply_before")
@@ -26,12 +26,12 @@ def without_a_look_at_the_end_of_the_stream() -> None:
 
 @guard(f"{HERE}::test_a_server_that_serves_nobody_ends_the_connection")
 def without_a_look_at_errors_that_mean_the_connection() -> None:
-    rewrite(incoming.Incoming.take, "isinstance(reply, RedisConnectionError)", "False")
+    rewrite(incoming.Incoming._handled, "isinstance(reply, RedisConnectionError)", "False")
 
 
 @guard(f"{HERE}::test_a_server_that_serves_nobody_ends_the_connection")
 def without_a_look_at_errors_in_lists_that_mean_the_connection() -> None:
-    rewrite(incoming.Incoming.take, "isinstance(reply[0], RedisConnectionError)", "False")
+    rewrite(incoming.Incoming._handled, "isinstance(reply[0], RedisConnectionError)", "False")
 
 
 @guard(f"{HERE}::test_an_interrupt_while_a_reply_is_handled_ends_the_connection")
@@ -41,7 +41,7 @@ def without_ending_a_connection_that_was_interrupted() -> None:
 
 @guard(f"{HERE}::test_replies_that_queue_commands_are_counted_and_values_that_look_like_them_are_handled")
 def without_a_look_whether_a_reply_is_one_within_a_transaction() -> None:
-    rewrite(incoming.Incoming.take, "owed[0].replies > 1", "owed[0].replies > 0")
+    rewrite(incoming.Incoming._handled, "owed[0].replies > 1", "owed[0].replies > 0")
 
 
 @guard(f"{HERE}::test_many_replies_at_once_leave_turns_for_others")
@@ -51,12 +51,14 @@ def without_a_bound_on_replies_at_once() -> None:
 
 @guard(f"{HERE}::test_replies_that_take_long_together_are_handled_in_several_turns")
 def without_a_bound_on_the_time_of_replies_at_once() -> None:
-    rewrite(incoming.Incoming.take, "monotonic() > until", "False")
+    rewrite(incoming.Incoming._handled, "monotonic() > until", "False")
 
 
 @guard(f"{HERE}::test_replies_that_take_long_leave_turns_for_others_however_many_came_together")
 def without_a_bound_on_the_time_of_replies_that_are_read() -> None:
-    rewrite(incoming.read, "else:\n            await turn()", "")
+    at_once = "if handled >= _AT_ONCE:\n            handled = 0\n            await asyncio.sleep(0)\n        "
+    turns = f"{at_once}else:\n            await turn()"
+    rewrite(incoming.read, turns, "")
 
 
 @guard(f"{HERE}::test_a_request_that_is_alone_does_not_wait_for_the_end_of_the_turn")

@@ -3,7 +3,7 @@
 from typing import Any, Final
 
 from magnus_cache import errors
-from magnus_cache._engine.redis import commands, handshake, wire
+from magnus_cache._engine.redis import commands, handshake, requests, wire
 from magnus_cache._engine.store import writes
 from tests.support.guards import guard, nothing, put
 
@@ -44,3 +44,8 @@ def without_telling_what_is_refused_from_who_is() -> None:
 @guard(HERE)
 def without_knowing_who_serves_nobody() -> None:
     put(wire.Wire, "_unable", staticmethod(nothing))
+
+
+@guard(f"{HERE}::test_a_note_that_a_read_only_server_refuses_ends_no_connection")
+def without_telling_notes_from_what_callers_write() -> None:
+    put(requests.InFlight, "is_note", False)

@@ -3,7 +3,17 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from magnus_cache._engine.redis.cluster_origins import Standing, after, lacks_nothing, packed, read, standing
+from magnus_cache._engine.redis.cluster_origins import (
+    Standing,
+    Word,
+    after,
+    has_passed_on,
+    lacks_nothing,
+    packed,
+    read,
+    standing,
+)
+from magnus_cache._engine.redis.slots import ClusterNode, SlotMap
 
 A, B, C = ("a" * 40, b"run-a:x"), ("b" * 40, b"run-b:y"), ("c" * 40, b"run-c:z")
 
@@ -50,6 +60,43 @@ def test_a_successor_is_no_node_that_slots_were_moved_to() -> None:
     assert standing(dict([A]), *B, present, b"z") is standing(dict([A]), *B, present) is Standing.NEW
     # What it once lacked was invalidated when it was noted.
     assert standing(dict([A, B]), *B, present, b"y") is Standing.KNOWN
+
+
+NODES = {name: ClusterNode(name * 40, "h", port) for port, name in enumerate("abc", start=1)}
+
+
+def word(teller: str, owners: str, sent: float = 1.0) -> Word:
+    """Return what a node has told: the owners of slots 0, 1, ..., a letter each; a dot for none."""
+    ranges = [(slot, slot, NODES[name]) for slot, name in enumerate(owners) if name != "."]
+    return Word(teller * 40, SlotMap(ranges), sent)
+
+
+def test_a_primary_tells_itself_what_it_has_passed_on() -> None:
+    assert has_passed_on([0], 1.0, word("a", "ba"), word("b", "ba")) is True
+    # It has heard of what became of the slot later.
+    assert has_passed_on([0], 1.0, word("a", "ca"), word("b", "ba")) is True
+    # The new owner has nothing of the group.
+    assert has_passed_on([], 1.0, word("a", "ba"), word("b", "ba")) is True
+
+
+def test_a_primary_that_still_claims_a_slot_has_not_passed_it_on() -> None:
+    """It may hear of its new owner later, or be cut off from all that has happened."""
+    assert has_passed_on([0], 1.0, word("a", "aa"), word("b", "ba")) is None
+    assert has_passed_on([0, 2], 1.0, word("a", "baa"), word("b", "bab")) is None
+    assert has_passed_on([0], 1.0, word("a", ".a"), word("b", "ba")) is None
+
+
+def test_a_former_primary_has_passed_on_nothing() -> None:
+    """The new owner has heard of the replica in its place; or it has heard of it itself."""
+    assert has_passed_on([0], 1.0, word("a", "aa"), word("b", "bc")) is False
+    assert has_passed_on([0], 1.0, word("a", "ba"), word("b", "bc")) is False
+    assert has_passed_on([0], 1.0, word("a", "bc"), word("b", "ba")) is False
+
+
+def test_what_was_told_before_a_slot_moved_says_nothing() -> None:
+    assert has_passed_on([0], 2.0, word("a", "ba", 1.0), word("b", "ba", 2.0)) is None
+    assert has_passed_on([0], 2.0, word("a", "ba", 2.0), word("b", "ba", 1.0)) is None
+    assert has_passed_on([0], 2.0, word("a", "ba", 2.0), word("b", "ba", 2.0)) is True
 
 
 def test_a_former_primary_tells_whether_its_successor_has_all_its_writes() -> None:

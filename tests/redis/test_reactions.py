@@ -14,9 +14,11 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from magnus_cache import AsyncCacheManager, CacheManager
+from magnus_cache._engine.redis import commands
 from magnus_cache.embedded import EmbeddedServer, find_redis
 from magnus_cache.testing import Proxy
 from tests.conftest import SERVERS
+from tests.support.inside import wire_of
 from tests.support.wait import wait_until, wait_until_async
 
 pytestmark = pytest.mark.anyio
@@ -191,6 +193,27 @@ async def test_the_name_leads_to_the_new_primary(start: Start) -> None:
             await cache.set("t", "k", 3)
             with administrator(new) as admin:
                 assert admin.get("magnus:t:k") is not None
+
+
+async def test_a_note_that_a_read_only_server_refuses_ends_no_connection(start: Start) -> None:
+    """A process tells about itself, unasked: only what a caller wants to write is a reason to look for the primary."""
+    server = start()
+    async with AsyncCacheManager(redis_url=server.url) as cache:
+        await cache.set("t", "k", 1)
+        state, wire = cache._engine.state, wire_of(cache)
+        with administrator(server) as admin:
+            number = await wire.execute(commands.CLIENT_ID)
+            admin.execute_command("REPLICAOF", "127.0.0.1", "1")
+            state.fleet_log.note(state.clock(), "deleted", None, [b"magnus:t:k"])
+            await state.fleet_log.published(wire)
+            await state.fleet_stats.published(wire)
+            assert await wire.execute(commands.CLIENT_ID) == number
+            assert state.stats.errors == {"readonly": 1}
+            await cache.delete("t", "k")
+            await wait_until_async(lambda: not wire.up)
+            admin.execute_command("REPLICAOF", "NO", "ONE")
+            await back(cache)
+            assert await wire.execute(commands.CLIENT_ID) != number
 
 
 @pytest.mark.parametrize("forbidden", ["nothing", "info"])

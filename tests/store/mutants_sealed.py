@@ -29,7 +29,7 @@ def without_the_readable_way_for_sealed_values_of_a_batch() -> None:
 
 @guard(HOSTILE)
 def without_the_readable_way_for_sealed_values_that_are_not_kept() -> None:
-    rewrite(records.KeyRef.__init__, " or namespace.seal", "")
+    rewrite(records.KeyRef.__init__, "not namespace.seal and", "")
 
 
 @guard(HOSTILE)

@@ -106,11 +106,14 @@ PUBLIC = tuple(
         _is_module,
         (
             "magnus_cache", "magnus_cache.dashboard", "magnus_cache.embedded", "magnus_cache.errors",
-            "magnus_cache.events", "magnus_cache.freshness", "magnus_cache.protocols", "magnus_cache.testing",
-            "magnus_cache.integrations.django", "magnus_cache.integrations.langchain",
+            "magnus_cache.events", "magnus_cache.freshness", "magnus_cache.integrations.anthropic",
+            "magnus_cache.integrations.cachelib", "magnus_cache.integrations.django",
+            "magnus_cache.integrations.fastapi", "magnus_cache.integrations.flask", "magnus_cache.integrations.http",
+            "magnus_cache.integrations.langchain", "magnus_cache.integrations.litellm", "magnus_cache.integrations.llm",
             "magnus_cache.integrations.openai", "magnus_cache.integrations.pytest",
-            "magnus_cache.observability.grafana", "magnus_cache.observability.opentelemetry",
-            "magnus_cache.observability.prometheus",
+            "magnus_cache.integrations.sqlalchemy", "magnus_cache.observability.grafana",
+            "magnus_cache.observability.opentelemetry", "magnus_cache.observability.prometheus",
+            "magnus_cache.protocols", "magnus_cache.testing",
         ),
     )
 )  # fmt: skip

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from magnus_cache._engine.api.explain import explain
 from magnus_cache._engine.api.fleet import history, processes
 from magnus_cache._engine.api.life import AsyncLife
 from magnus_cache._engine.api.local_stats import local_stats
 from magnus_cache._engine.api.scanning import scan
+from magnus_cache._engine.keys.globs import ClearScope, prefix_pattern
 from magnus_cache._engine.runtime.annotations import readable
 from magnus_cache._engine.runtime.fleet_totals import FleetProcess
 from magnus_cache._engine.runtime.loops import check_loop
@@ -18,7 +19,14 @@ from magnus_cache._engine.store.explanation import Explanation
 from magnus_cache._engine.store.reads import Reads
 from magnus_cache.errors import CacheArgumentError, CacheUnavailableError
 
+if TYPE_CHECKING:
+    from magnus_cache._engine.coordination.state import State
+    from magnus_cache._engine.redis.exchange import Connection
+
 __all__ = ["AsyncAdministration"]
+
+_LOOKED_THROUGH: Final = 10_000
+"""Keys of a database that is looked through for those that are no values; that takes ten milliseconds or so."""
 
 
 @readable
@@ -61,10 +69,7 @@ class AsyncAdministration(AsyncLife):
                 if scope == "fleet":
                     figures = await state.fleet_stats.figures(connection)
                 total = await state.client.size()
-                # The keys of the cache itself are not values. Leases come and go, so they are not subtracted.
-                total -= await state.client.count(state.epochs.known_names())
-                if names := await state.fleet_stats.key_names(connection):
-                    total -= await state.client.count(names)
+                total -= await _own_keys(state, connection, total)
                 memory = await state.client.memory_used()
             except CacheUnavailableError as error:
                 state.stats.failed(error.reason)
@@ -90,3 +95,26 @@ class AsyncAdministration(AsyncLife):
         """Return the processes that used their cache in the last half minute, the oldest first; empty without Redis."""
         check_loop()
         return await processes(self._state)
+
+
+async def _own_keys(state: State, connection: Connection, total: int) -> int:
+    """Return how many keys the cache has that are no values. Leases come and go, so they are not among them.
+
+    In a large database, the epochs of namespaces and tags that this process does not know are not among them either.
+
+    :param total: keys of the database.
+    :raises CacheUnavailableError: when Redis does not answer, or refuses.
+    """
+    if total <= _LOOKED_THROUGH:
+        start = f"{state.keyspace.prefix}!".encode()
+        try:
+            # A SCAN may bring a name twice.
+            return len(
+                {name async for names in state.client.scan(ClearScope(start, prefix_pattern(start))) for name in names}
+            )
+        except CacheUnavailableError as error:
+            if error.reason != "noperm":
+                raise
+    found = await state.client.count(state.epochs.known_names())
+    names = await state.fleet_stats.key_names(connection)
+    return found + (await state.client.count(names) if names else 0)

@@ -24,8 +24,10 @@ from magnus_cache._engine.policy.options import (
     AnyTtl,
     LoadOptions,
     SkipIf,
+    StateOf,
     check_callable,
     checked_skip,
+    checked_state_of,
     validate_ttl,
 )
 from magnus_cache._engine.policy.tags import AnyTags, TagRule, check_tags
@@ -34,6 +36,7 @@ from magnus_cache._engine.runtime.durations import Duration, seconds
 from magnus_cache._engine.runtime.loops import check_loop
 from magnus_cache._engine.settings.keywords import SettingsOptions
 from magnus_cache._engine.store.batch_keys import RefMaker
+from magnus_cache._engine.store.lifetimes import Lifetime
 from magnus_cache._engine.store.reads_many import found_many, names_of
 from magnus_cache._engine.store.records import LARGE, MISS
 from magnus_cache.errors import CacheDecodeError, CacheUnavailableError
@@ -212,21 +215,31 @@ class AsyncCache(AsyncAtomic, AsyncAdministration):
         ref = self._reads.ref(namespace, key)
         return None if self._state.mode is Mode.DISABLED else await self._engine.lifetimes.left(ref)
 
+    async def lifetime(self, namespace: str, key: Any) -> Lifetime | None:
+        """Return the age of a value and the TTL it has left, or None if there is no value.
+
+        A value in memory costs no exchange with Redis, unlike with `ttl`: it ends here at that time at the latest.
+
+        :raises CacheArgumentError: for a namespace or key that cannot be used.
+        """
+        ref = self._reads.ref(namespace, key)
+        return await self._engine.lifetimes.of(ref) if self._state.mode is Mode.NORMAL else None
+
     @overload
     async def get_or_set(
         self, namespace: str, key: Any, loader: Callable[[], Awaitable[T]], ttl: AnyTtl = None, tags: AnyTags = (),
-        strict: bool | None = None, *, skip_if: SkipIf = None, returns: Any = None,
+        strict: bool | None = None, *, skip_if: SkipIf = None, state_of: StateOf = None, returns: Any = None,
         **freshness: Unpack[FreshnessOptions],
     ) -> T: ...  # fmt: skip
     @overload
     async def get_or_set(
         self, namespace: str, key: Any, loader: Callable[[], T], ttl: AnyTtl = None, tags: AnyTags = (),
-        strict: bool | None = None, *, skip_if: SkipIf = None, returns: Any = None,
+        strict: bool | None = None, *, skip_if: SkipIf = None, state_of: StateOf = None, returns: Any = None,
         **freshness: Unpack[FreshnessOptions],
     ) -> T: ...  # fmt: skip
     async def get_or_set(
         self, namespace: str, key: Any, loader: AnyLoader[T], ttl: AnyTtl = None, tags: AnyTags = (),
-        strict: bool | None = None, *, skip_if: SkipIf = None, returns: Any = None,
+        strict: bool | None = None, *, skip_if: SkipIf = None, state_of: StateOf = None, returns: Any = None,
         **freshness: Unpack[FreshnessOptions],
     ) -> T:  # fmt: skip
         """Return the stored value. If there is none, load and store it, once for all callers in the whole fleet.
@@ -236,6 +249,10 @@ class AsyncCache(AsyncAtomic, AsyncAdministration):
         :param tags: names by which the value can be invalidated together with others, or a function of the value that
             returns them.
         :param skip_if: called with the loaded value; if it returns true, the value is not stored.
+        :param state_of: called with a stored value and the seconds since it was stored, infinity if that is not known;
+            returns how fresh the value is for this call, a `FreshnessState`: ``FRESH``, ``EARLY`` (served, and
+            refreshed in the background), ``STALE`` (served only if its load fails, or takes longer than the
+            ``soft_timeout``), or ``GONE``.
         :param returns: the value's type, such as ``list[Quote]``: its classes are registered, see `register_type`.
         :param strict: raise `CacheEncodeError` for a result that cannot be stored, instead of returning it; None for
             the namespace's setting.
@@ -254,6 +271,9 @@ class AsyncCache(AsyncAtomic, AsyncAdministration):
         tag_rule = TagRule(tags)
         options = LoadOptions(validate_ttl(ttl), checked_skip(skip_if), tag_rule, strict=strict, function=loader)
         names = tag_rule.of_call({})
+        if state_of is not None:
+            options.state_of = checked_state_of(state_of)
+            return await self._engine.stale.get_judged(LoadRequest(ref, loader, options, names))
         if self._state.mode is Mode.NORMAL:
             entry = self._state.memory.hit(ref.name)
             if entry is not None:

@@ -4,24 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
-from typing import Any, Unpack
+from typing import Any, Final, Unpack
 
 from magnus_cache._engine.api.cached import KeyOptions, load_options_factory, make_decorator
 from magnus_cache._engine.api.cached_many import make_batch_decorator
 from magnus_cache._engine.api.engine import Engine
 from magnus_cache._engine.codec.typed_results import typed
 from magnus_cache._engine.coordination.state import State
+from magnus_cache._engine.keys.names import check_name
 from magnus_cache._engine.keys.versions import Version
 from magnus_cache._engine.policy.options import AnyTtl
 from magnus_cache._engine.policy.tags import AnyTags
 from magnus_cache._engine.runtime.annotations import readable
 from magnus_cache._engine.runtime.observers import CacheEvent, Observation, Observers
+from magnus_cache._engine.runtime.stats import NANOS
 from magnus_cache._engine.runtime.workers import is_async
-from magnus_cache.errors import CacheTypeError
+from magnus_cache.errors import CacheArgumentError, CacheTypeError
 from magnus_cache.freshness import FreshnessOptions
 from magnus_cache.protocols import BatchDecorator, Decorator
 
 __all__ = ["CacheBase", "observed"]
+
+_MOST: Final = 1e9
+"""Money of one call: Redis adds up in 64 bits."""
 
 
 def observed(
@@ -39,6 +44,12 @@ def observed(
         if not (isinstance(kind, type) and issubclass(kind, CacheEvent)):
             raise CacheTypeError("kinds", f"classes of events are needed, such as Hit, not {kind!r}")
     return observers.add(function, kinds)
+
+
+def _nanos(amount: object, argument: str) -> int:
+    if not isinstance(amount, int | float) or isinstance(amount, bool) or not 0 <= amount < _MOST:
+        raise CacheArgumentError(argument, f"an amount is a number of 0 or more, not {amount!r}")
+    return round(amount * NANOS)
 
 
 @readable
@@ -72,6 +83,21 @@ class CacheBase:
         :raises CacheTypeError: for a function that cannot be called or must be awaited, and for a kind that is none.
         """
         return observed(self._state.observers, function, kinds)
+
+    def count_cost(self, namespace: str, *, spent: float = 0.0, saved: float = 0.0) -> None:
+        """Count money in the statistics of a namespace, where `get_stats` has it as ``spent`` and ``saved``.
+
+        It is added up for the fleet as all counts are. Nothing here knows prices: `LLMCache` reads them from replies.
+
+        :param spent: what a load has cost, in any currency, the same one for all; 0 or more.
+        :param saved: what a hit would have cost.
+        :raises CacheArgumentError: for a namespace that cannot be used, or a number below 0.
+        """
+        name = check_name(namespace)
+        nanos = [_nanos(amount, argument) for argument, amount in (("spent", spent), ("saved", saved))]
+        counters = self._state.stats.of(name)
+        counters.spent_nanos += nanos[0]
+        counters.saved_nanos += nanos[1]
 
     @property
     def redis_available(self) -> bool:

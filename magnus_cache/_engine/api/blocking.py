@@ -29,8 +29,10 @@ from magnus_cache._engine.policy.options import (
     AnyTtl,
     LoadOptions,
     SkipIf,
+    StateOf,
     check_callable,
     checked_skip,
+    checked_state_of,
     validate_ttl,
 )
 from magnus_cache._engine.policy.tags import AnyTags, TagRule, check_tags
@@ -42,6 +44,7 @@ from magnus_cache._engine.runtime.stats import CacheStats
 from magnus_cache._engine.settings.keywords import SettingsOptions
 from magnus_cache._engine.store.batch_keys import RefMaker
 from magnus_cache._engine.store.explanation import Explanation
+from magnus_cache._engine.store.lifetimes import Lifetime
 from magnus_cache._engine.store.reads_many import found_many_blocking
 from magnus_cache._engine.store.records import MISS, KeyRef
 from magnus_cache.freshness import NO_POLICY, FreshnessOptions
@@ -194,21 +197,26 @@ class BlockingCache(BlockingAtomic):
         left: float | None = self._call_or(self._async.ttl, namespace, key)
         return left
 
+    def lifetime(self, namespace: str, key: Any) -> Lifetime | None:
+        """Do what `AsyncCache.lifetime` does, in blocking code."""
+        found: Lifetime | None = self._call_or(self._async.lifetime, namespace, key)
+        return found
+
     @overload
     def get_or_set(
         self, namespace: str, key: Any, loader: Callable[[], Awaitable[T]], ttl: AnyTtl = None, tags: AnyTags = (),
-        strict: bool | None = None, *, skip_if: SkipIf = None, returns: Any = None,
+        strict: bool | None = None, *, skip_if: SkipIf = None, state_of: StateOf = None, returns: Any = None,
         **freshness: Unpack[FreshnessOptions],
     ) -> T: ...  # fmt: skip
     @overload
     def get_or_set(
         self, namespace: str, key: Any, loader: Callable[[], T], ttl: AnyTtl = None, tags: AnyTags = (),
-        strict: bool | None = None, *, skip_if: SkipIf = None, returns: Any = None,
+        strict: bool | None = None, *, skip_if: SkipIf = None, state_of: StateOf = None, returns: Any = None,
         **freshness: Unpack[FreshnessOptions],
     ) -> T: ...  # fmt: skip
     def get_or_set(
         self, namespace: str, key: Any, loader: AnyLoader[T], ttl: AnyTtl = None, tags: AnyTags = (),
-        strict: bool | None = None, *, skip_if: SkipIf = None, returns: Any = None,
+        strict: bool | None = None, *, skip_if: SkipIf = None, state_of: StateOf = None, returns: Any = None,
         **freshness: Unpack[FreshnessOptions],
     ) -> T:  # fmt: skip
         """Do what `AsyncCache.get_or_set` does, in blocking code.
@@ -223,6 +231,10 @@ class BlockingCache(BlockingAtomic):
         ref = self._reads.ref(namespace, key, freshness)
         tag_rule = TagRule(tags)
         options = LoadOptions(validate_ttl(ttl), checked_skip(skip_if), tag_rule, strict=strict, function=loader)
+        if state_of is not None:
+            options.state_of = checked_state_of(state_of)
+            request = LoadRequest(ref, loader, options, tag_rule.of_call({}))
+            return self._engine.stale.get_judged_blocking(request)
         if self._state.mode is Mode.NORMAL:
             entry = self._state.memory.hit(ref.name)
             if entry is not None and (value := self._reads.opened(ref, entry)) is not MISS:

@@ -17,8 +17,8 @@ from magnus_cache._engine.runtime.durations import Duration, seconds
 from magnus_cache._engine.runtime.log import logger, say
 from magnus_cache._engine.runtime.numbers import whole
 from magnus_cache._engine.runtime.turns import turn
+from magnus_cache._engine.store.batch_keys import RefMaker
 from magnus_cache._engine.store.reads_many import look_many
-from magnus_cache._engine.store.records import KeyRef
 from magnus_cache.errors import CacheArgumentError, CacheTypeError
 
 __all__ = ["ProgressCallback", "WarmOptions", "WarmReport", "warm"]
@@ -29,7 +29,7 @@ ProgressCallback = Callable[[int, int], object]
 _ERRORS_KEPT = 100
 
 _STEP = 500
-"""Keys whose references are made in one turn of the loop."""
+"""Keys whose names are made in one turn of the loop."""
 
 _LOOKED_FOR = 250
 """Keys that are looked for at a time."""
@@ -130,14 +130,15 @@ async def warm(
         raise CacheTypeError("progress", f"a function, True, False or None, not {type(progress).__name__}")
     load_options = LoadOptions(None if ttl is None else seconds(ttl), function=data_loader)
     engine.state.keyspace.check_namespace(namespace)
-    work, unusable = await _addressed(engine, namespace, keys)
+    refs = RefMaker(engine.reads, namespace)
+    work, unusable = await _named(refs, namespace, keys)
     with _shown(progress, str(namespace)) as callback:
         counts = _Progress(len(work) + len(unusable), callback)
         for key, problem in unusable:
             counts.fail(key, problem)
-        items = [BatchItem(key, ref) for key, ref in work.values()]
+        pairs = list(work.items())
         if only_missing:
-            items = await _missing(engine, items, counts)
+            pairs = await _missing(engine, refs, pairs, counts)
 
         def done(key: Any, error: Exception | None, refusal: Exception | None) -> None:
             # A key that fails does not stop the others; it is in the report.
@@ -149,41 +150,48 @@ async def warm(
                 counts.loaded += 1
             counts.tell()
 
-        if items:
-            await WarmLoads(engine.loads, WarmRequest(data_loader, load_options, at_once, done)).run(items)
+        def items(start: int, end: int) -> list[BatchItem]:
+            return [BatchItem(key, refs.ref(name)) for name, key in pairs[start:end]]
+
+        if pairs:
+            await WarmLoads(engine.loads, WarmRequest(data_loader, load_options, at_once, done)).run(len(pairs), items)
     return counts.report()
 
 
-async def _missing(engine: Engine, items: Sequence[BatchItem], counts: _Progress) -> list[BatchItem]:
-    """Return the keys that have no fresh value, and count the others."""
-    missing: list[BatchItem] = []
-    for start in range(0, len(items), _LOOKED_FOR):
-        some = items[start : start + _LOOKED_FOR]
-        for item, (entry, _) in zip(some, await look_many(engine.reads, [item.ref for item in some]), strict=True):
+async def _missing(
+    engine: Engine, refs: RefMaker, pairs: Sequence[tuple[bytes, Any]], counts: _Progress
+) -> list[tuple[bytes, Any]]:
+    """Return the names and keys that have no fresh value, and count the others."""
+    missing: list[tuple[bytes, Any]] = []
+    for start in range(0, len(pairs), _LOOKED_FOR):
+        some = pairs[start : start + _LOOKED_FOR]
+        found = await look_many(engine.reads, [refs.ref(name) for name, _ in some])
+        for pair, (entry, _) in zip(some, found, strict=True):
             if engine.reads.is_fresh(entry):
                 counts.skipped += 1
                 counts.tell()
             else:
-                missing.append(item)
+                missing.append(pair)
         await turn()
     return missing
 
 
-async def _addressed(
-    engine: Engine, namespace: str, keys: Sequence[Any]
-) -> tuple[dict[bytes, tuple[Any, KeyRef]], list[tuple[Any, Exception]]]:
-    """Return the keys and references by name, so that a repeated key is loaded once, and the unusable keys."""
-    work: dict[bytes, tuple[Any, KeyRef]] = {}
+async def _named(
+    refs: RefMaker, namespace: str, keys: Sequence[Any]
+) -> tuple[dict[bytes, Any], list[tuple[Any, Exception]]]:
+    """Return the keys by name, so that a repeated key is loaded once, and the unusable keys.
+
+    Not their references, which the collector would walk as long as the call takes.
+    """
+    work: dict[bytes, Any] = {}
     unusable: list[tuple[Any, Exception]] = []
     for number, key in enumerate(keys, 1):
         if number % _STEP == 0:
             await asyncio.sleep(0)
         try:
-            ref = engine.reads.ref(namespace, key)
+            work[refs.name(key)] = key
         except CacheArgumentError as error:
             unusable.append((key, error))
-        else:
-            work[ref.name] = (key, ref)
     if unusable:
         say(f"warming {namespace}: {len(unusable)} objects cannot be keys ({unusable[0][1]})")
     return work, unusable

@@ -102,7 +102,16 @@ def text_of(payload: bytes) -> bytes | str | None:
 
 def is_heavy(value: object) -> bool:
     """Return whether encoding a value would take long, judged by a sample of its parts."""
-    return _kind_of(value) in _CONTAINERS and _weight(value, _LOOKS) > _HEAVY
+    kind = _kind_of(value)
+    if kind not in _CONTAINERS:
+        return False
+    # The everyday case, as `_weight` sees it: a small row.
+    container: Any = value
+    if len(container) <= _SAMPLE and _CONTAINERS.isdisjoint(
+        map(_kind_of, container.values() if kind is dict else container)
+    ):
+        return len(container) + 1 > _HEAVY
+    return _weight(value, _LOOKS) > _HEAVY
 
 
 def _weight(value: Any, looks: int) -> float:

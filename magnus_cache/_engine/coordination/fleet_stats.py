@@ -14,6 +14,7 @@ import asyncio
 import os
 import secrets
 import socket
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
@@ -147,6 +148,8 @@ class FleetStats:
             "host": socket.gethostname(), "pid": os.getpid(), "at": round(second),
             "started": round(second - (self._clock() - self._began)),
             "instance": self.instance, "versions": first_version(),
+            # Not an import: the package imports the engine, and is there before any part of it.
+            "library": sys.modules["magnus_cache"].__version__,
             **{name: process[name] for name in _NOW},
         }  # fmt: skip
         packed, life = msgpack.packb(about), 0 if last else self.life
@@ -320,7 +323,7 @@ def _process(about: Mapping[str, Any], second: float) -> FleetProcess:
     }
     return FleetProcess(
         str(about.get("host", "?")), _number(about.get("pid")), since["started"], since["at"],
-        **{name: _number(about.get(name)) for name in _NOW},
+        **{name: _number(about.get(name)) for name in _NOW}, version=str(about.get("library", "")),
     )  # fmt: skip
 
 

@@ -6,6 +6,7 @@ once. Calls without a policy come here only to load.
 
 import asyncio
 import contextlib
+import math
 from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import Any, Final, TypeVar
@@ -21,14 +22,17 @@ from magnus_cache._engine.runtime.portal import NoThreadError
 from magnus_cache._engine.runtime.waiters import running_loop
 from magnus_cache._engine.store.reads import Reads
 from magnus_cache._engine.store.records import LARGE, MISS, KeyRef
-from magnus_cache.errors import CacheDeadlockError, CacheError, CacheTimeoutError
-from magnus_cache.freshness import FreshnessState, classify
+from magnus_cache.errors import CacheDeadlockError, CacheError, CacheTimeoutError, CacheTypeError
+from magnus_cache.freshness import NO_POLICY, Freshness, FreshnessState, classify
 
 __all__ = ["StalePolicy"]
 
 T = TypeVar("T")
 
 _FRESH: Final = frozenset({FreshnessState.FRESH, FreshnessState.EARLY})
+
+_ENTRIES: Final = Freshness()
+"""A policy without options, for calls that need the entry: with `NO_POLICY`, a read may return a payload alone."""
 
 
 class StalePolicy:
@@ -53,12 +57,34 @@ class StalePolicy:
         opened: Any = LARGE
         if entry is not None and state is not FreshnessState.GONE and self._reads.is_large(ref, entry):
             opened = await self._reads.open_anyway(ref, entry)
+        if request.options.state_of is not None:
+            request, state = self._judged(request, entry, state, opened)
         served, value = self._served(ref, entry, state, near=near, opened=opened)
         if not served:
             return await self._loaded(request, value, began)
         if state is FreshnessState.EARLY and entry is not None:
             self._refresh_early(request, entry)
         return value  # type: ignore[no-any-return]  # what was stored is what the loader returned
+
+    async def get_judged(self, request: LoadRequest[T]) -> T:
+        """Return the same as `get` for a call whose `state_of` decides about a stored value.
+
+        :raises CacheTimeoutError: as `get` does.
+        :raises Exception: as `get` does, and what `state_of` raises.
+        """
+        if self._state.mode is not Mode.NORMAL:
+            return await self.load(request)
+        return await self.get(_with_entry(request))
+
+    def get_judged_blocking(self, request: LoadRequest[T]) -> T:
+        """Return the same as `get_judged`, for a blocking caller.
+
+        :raises CacheTimeoutError: as `get` does.
+        :raises Exception: as `get_judged` does.
+        """
+        if self._state.mode is not Mode.NORMAL:
+            return self.load_blocking(request)
+        return self.get_blocking(_with_entry(request))
 
     async def _read(self, ref: KeyRef, tags: tuple[str, ...]) -> Entry | None:
         """Return the value in Redis, if it answers within `hard_timeout`; else the last one that this process knows."""
@@ -160,8 +186,14 @@ class StalePolicy:
             # A payload alone is for those without a policy.
             entry = None if isinstance(read, bytes) else read
             entry = self._reads.last(ref) if entry is None else entry
-        served, found = self._served(ref, entry, self._freshness_of(ref, entry), near=near)
+        state = self._freshness_of(ref, entry)
+        if request.options.state_of is not None:
+            request, state = self._judged(request, entry, state, LARGE)
+        served, found = self._served(ref, entry, state, near=near)
         if served:
+            if state is FreshnessState.EARLY and entry is not None:
+                with contextlib.suppress(NoThreadError):
+                    self._state.portal.call(partial(self._begin_refresh, request, entry))
             return found  # type: ignore[no-any-return]  # what was stored is what the loader returned
         try:
             return self._loads.load_blocking(request)
@@ -247,6 +279,30 @@ class StalePolicy:
             self._tell(Hit, ref, "l1" if near else "l2")
         return value
 
+    def _judged(
+        self, request: LoadRequest[T], entry: Entry | None, state: FreshnessState, opened: Any
+    ) -> tuple[LoadRequest[T], FreshnessState]:
+        """Return a request whose load does not return an entry that is not fresh for it, and how fresh the entry is.
+
+        :param opened: the entry's value, if it is large and was decoded before.
+        """
+        state_of = request.options.state_of
+        if state_of is None or entry is None or entry.negative or state is FreshnessState.GONE:
+            return request, state
+        value = self._reads.opened_anyway(request.ref, entry) if opened is LARGE else opened
+        if value is MISS:
+            return request, state
+        age = math.inf if entry.born is None else max(0.0, self._state.clock() - entry.born)
+        judged = state_of(value, age)
+        if not isinstance(judged, FreshnessState):
+            raise CacheTypeError("state_of", f"it returns a FreshnessState, not {type(judged).__name__}")
+        if judged in _FRESH:
+            return request, FreshnessState.EARLY if state is FreshnessState.EARLY else judged
+        return request._replace(unwanted=entry.version), judged
+
+    async def _begin_refresh(self, request: LoadRequest[Any], entry: Entry) -> None:
+        self._refresh_early(request, entry)
+
     def _refresh_early(self, request: LoadRequest[Any], entry: Entry) -> None:
         ref = request.ref
         if self._state.closed or self._loads.throttle.holds(ref.name):
@@ -272,3 +328,11 @@ class StalePolicy:
     def _tell(self, kind: type[CacheEvent], ref: KeyRef, *fields: Any) -> None:
         if self._state.observers.active:
             self._state.observers.about(kind, ref, *fields)
+
+
+def _with_entry(request: LoadRequest[T]) -> LoadRequest[T]:
+    """Return a request whose read returns an entry."""
+    ref = request.ref
+    if ref.freshness is not NO_POLICY:
+        return request
+    return request._replace(ref=KeyRef(ref.namespace, ref.name, ref.counters, ref.epoch_names, _ENTRIES))

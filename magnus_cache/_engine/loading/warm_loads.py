@@ -114,18 +114,19 @@ class WarmLoads:
 
     # -- for the caller ---------------------------------------------------------------------------------------------
 
-    async def run(self, items: Sequence[BatchItem]) -> None:
+    async def run(self, count: int, items: Callable[[int, int], Sequence[BatchItem]]) -> None:
         """Load keys, and return when all loads have ended.
 
+        :param items: returns those from one place to another; some hundred at a time are asked for.
         :raises BaseException: what a loader raised that is not an `Exception`.
         """
         parts: list[LoadsTogether] = []
-        self._left = len(items)
+        self._left = count
         start, size = 0, self._request.concurrency
         batch = BatchRequest((), _no_location, _no_loader, self._request.options, self._request.loader, fresh=True)
         try:
-            while start < len(items):
-                began, part = monotonic(), items[start : start + size]
+            while start < count:
+                began, part = monotonic(), items(start, min(start + size, count))
                 start += len(part)
                 begun = list[LoadsTogether]()
                 for places in by_server(self._loads, part):

@@ -5,18 +5,85 @@ those after it undone, as between two calls.
 """
 
 from collections.abc import Iterable, Sequence
+from math import inf
+from typing import Final
 
-from magnus_cache._engine.memory.entry import Entry
+from magnus_cache._engine.memory.cold import ColdStore
+from magnus_cache._engine.memory.entry import OVERHEAD, Entry, TaggedEntry
 from magnus_cache._engine.memory.placeholder import Placeholder
+from magnus_cache._engine.memory.records import OBJECT, life_of
 from magnus_cache._engine.memory.store import LocalCache
+from magnus_cache._engine.runtime.critical import engaged
 
 __all__ = ["BatchCache"]
+
+_HEATED: Final = 8
+"""Of so many records that are read in calls for many values, one becomes a hot entry."""
 
 
 class BatchCache(LocalCache):
     """A `LocalCache` with operations on many names."""
 
-    __slots__ = ()
+    __slots__ = ("_glances",)
+
+    def reset(self) -> None:
+        """Start empty, in a forked child too."""
+        self._glances = 0
+        super().reset()
+
+    def hits(self, names: Sequence[bytes]) -> list[Entry | None]:
+        """Return the entry of each name if it may be served, as `hit` does.
+
+        One record in eight becomes hot. The others are read where they are: a call for many values, or a scan, would
+        else make all that is in use leave the hot table, and each of its values would cost three times as much.
+        """
+        hit, cold = self.hit, self._cold
+        if cold is None:
+            return list(map(hit, names))
+        table, found = self._table, list[Entry | None]()
+        for name in names:
+            entry = None if name in table else self._glance(cold, name)
+            found.append(hit(name) if entry is None else entry)
+        return found
+
+    def _glance(self, cold: ColdStore, name: bytes) -> Entry | None:
+        """Return an entry like the one that a record stands for, which stays a record; None to have it looked up."""
+        if not cold.record(name) or engaged():
+            return None
+        self._glances += 1
+        if self._glances % _HEATED == 0:
+            return None
+        with self._lock:
+            there = cold.entry(name)
+            if there is None or not there[0]:
+                return None
+            entry = there[1]
+            if not (entry.generation == self.generation or self._is_current(name, entry)):
+                return None
+            now, trust = self._clock(), entry.trust
+            if not (now < entry and now < trust.deadline):
+                return None
+            trust.used = True
+            return entry
+
+    def count(self, names: Iterable[bytes]) -> int:
+        """Return how many names have an entry that is fresh and not cleared, trusted or not."""
+        cold = self._cold
+        if cold is None or engaged():
+            return sum(self.get_untrusted(name) is not None for name in names)
+        found, now = 0, self._clock()
+        with self._lock:
+            for name in names:
+                entry = self._table.get(name)
+                if entry is None and (record := cold.record(name)) is not None:
+                    # What is counted is removed next, as a rule. It need not become hot in between.
+                    deadline, generation = life_of(record) if record else (-inf, 0)
+                    if now < deadline and generation == self.generation:
+                        found += 1
+                        continue
+                    entry = there[1] if (there := cold.entry(name)) is not None else None
+                found += entry is not None and now < entry.fresh_until and self._is_current(name, entry)
+        return found
 
     def reserve_many(self, names: Iterable[bytes], reserved: list[Placeholder]) -> None:
         """Add the placeholder of each name to a list, as `reserve` returns it.
@@ -47,10 +114,77 @@ class BatchCache(LocalCache):
                     del pending[name]
 
     def fill_many(self, placeholders: Iterable[Placeholder], entries: Iterable[Entry]) -> list[bool]:
-        """Store entries whose names nothing has changed since, as `fill` does; return for each whether it is stored."""
-        fill = self.fill
+        """Store entries whose names nothing has changed since, as `fill` does; return for each whether it is stored.
+
+        Those that the hot table has no room for are packed at once. Each would make another one leave, which costs
+        twice as much, and those that leave are perhaps in use.
+        """
+        pairs, fill = list(zip(placeholders, entries, strict=True)), self.fill
         with self._lock:
-            return [fill(placeholder, entry) for placeholder, entry in zip(placeholders, entries, strict=True)]
+            stored = self._added(pairs)
+            if self._cold is not None and len(self._table) >= self._hot_entries and len(stored) < len(pairs):
+                stored |= self._packed(self._cold, pairs)
+            # What is there before, and what there is no room for, is for `fill`.
+            return [place in stored or fill(*pair) for place, pair in enumerate(pairs)]
+
+    def _added(self, pairs: Sequence[tuple[Placeholder, Entry]]) -> set[int]:
+        """Put new entries into the hot table while it has room; return the places of those that are there."""
+        table, pending, cold, stored = self._table, self._pending, self._cold, set[int]()
+        # Less than there is, as others may leave meanwhile.
+        room, free = min(self._hot_entries - len(table), self.max_entries - len(self)), self.max_bytes - self.bytes
+        for place, (placeholder, entry) in enumerate(pairs):
+            name = placeholder.name
+            size = entry.size + len(name) + OVERHEAD
+            if name in table or (cold is not None and name in cold):
+                continue
+            if len(stored) >= room or size > free:
+                break
+            if not isinstance(entry, TaggedEntry):
+                entry.generation = self.generation
+            # No call from here to the end of this step, as in `_store`.
+            if name not in pending or pending[name] is not placeholder or name in table:
+                continue
+            del pending[name]
+            placeholder.filled = True
+            table[name] = entry
+            # The end of the step.
+            self._hot_bytes += size
+            free -= size
+            self._policy.added(name, entry)
+            self._collect()
+            if table.get(name) is entry:
+                stored.add(place)
+        return stored
+
+    def _packed(self, cold: ColdStore, pairs: Sequence[tuple[Placeholder, Entry]]) -> set[int]:
+        """Put new entries into the cold store; return the places of those that are there."""
+        table, pending, shards, stored = self._table, self._pending, cold.shards, set[int]()
+        pack, added, most, most_bytes = cold.pack, cold.added, self.max_entries, self.max_bytes
+        for place, (placeholder, entry) in enumerate(pairs):
+            name = placeholder.name
+            if placeholder.filled or name in table or entry.size + len(name) + OVERHEAD > most_bytes:
+                continue
+            if not isinstance(entry, TaggedEntry):
+                entry.generation = self.generation
+            record, shard = pack(entry), shards[hash(name) % len(shards)]
+            if record is OBJECT:
+                continue
+            if name in shard:
+                cold.discard(name)
+            # No call from here to the end of this step: a signal handler may remove the name, and void its placeholder.
+            if name not in pending or pending[name] is not placeholder or name in table or name in shard:
+                continue
+            del pending[name]
+            placeholder.filled = True
+            shard[name] = record
+            # The end of the step.
+            added(name, record, entry)
+            if cold.count + len(table) > most or self._hot_bytes + cold.size > most_bytes:
+                self._evict(entry)
+            self._collect()
+            if record is shard.get(name):
+                stored.add(place)
+        return stored
 
     def drop_many(self, placeholders: Iterable[Placeholder]) -> None:
         """Remove the entries of names whose values no longer exist, as `drop` does."""

@@ -47,7 +47,8 @@ class Collecting(Tiers):
 
     def _advance(self, limit: int) -> int:
         """Visit some names, each at most once or twice; return how many entries were removed."""
-        now, removed = self._clock(), 0
+        now, removed, steps = self._clock(), 0, 0
+        table, shards = self._table.get, () if self._cold is None else self._cold.shards
         # The names taken when this part began may be gone by now, so they come on top of those that are there.
         for _ in range(min(limit, len(self._names) + len(self))):
             if not self._names and not self._next_part():
@@ -56,8 +57,18 @@ class Collecting(Tiers):
                 name = self._names.pop()
             except IndexError:
                 break  # A signal handler has taken the last step in between.
-            self.steps += 1
+            steps += 1
+            # As `_visit` does for nearly all: an entry of the present generation that lives, or its record.
+            entry = table(name)
+            if entry is not None:
+                if now < entry and entry.generation is self.generation:
+                    continue
+            elif shards and (record := shards[hash(name) % len(shards)].get(name)):
+                deadline, generation = life_of(record)
+                if now < deadline and generation == self.generation:
+                    continue
             removed += self._visit(name, now)
+        self.steps += steps
         self._clears.prune(self._round)
         return removed
 

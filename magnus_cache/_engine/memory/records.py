@@ -72,7 +72,7 @@ class Bases:
 
     def number(self, trust: Trust, stamps: Sequence[TagStamp]) -> int:
         """Return the number of a basis; 0 if there are too many."""
-        key = trust, tuple(stamps)
+        key = trust, tuple(stamps) if stamps else ()
         number = self._numbers.get(key)
         if number is None:
             if len(self.known) >= self._sweep_at:

@@ -10,16 +10,18 @@ from magnus_cache._engine.policy.namespaces import Namespace
 from magnus_cache._engine.policy.tags import TagRule, check_tags
 from magnus_cache._engine.runtime.durations import Duration, seconds
 from magnus_cache.errors import CacheArgumentError, CacheTypeError
-from magnus_cache.freshness import FreshnessOptions
+from magnus_cache.freshness import FreshnessOptions, FreshnessState
 
 __all__ = [
     "AnyLoader",
     "AnyTtl",
     "LoadOptions",
     "SkipIf",
+    "StateOf",
     "check_callable",
     "check_mapping",
     "checked_skip",
+    "checked_state_of",
     "validate_ttl",
 ]
 
@@ -34,6 +36,10 @@ AnyTtl = Duration | Callable[[Any], Duration | None] | None
 
 SkipIf = Callable[[Any], bool] | None
 """Returns whether not to store a value; None stores every value."""
+
+StateOf = Callable[[Any, float], FreshnessState] | None
+"""Returns how fresh a stored value is for this call, given the seconds since it was stored; infinity if that is not
+known, as for values without an end."""
 
 
 def check_callable(function: object, argument: str) -> None:
@@ -61,6 +67,16 @@ def checked_skip(skip_if: SkipIf) -> SkipIf:
     return skip_if
 
 
+def checked_state_of(state_of: StateOf) -> StateOf:
+    """Return a caller's `state_of` for a `LoadOptions`.
+
+    :raises CacheTypeError: naming `state_of`, if it cannot be called.
+    """
+    if state_of is not None:
+        check_callable(state_of, "state_of")
+    return state_of
+
+
 def check_mapping(mapping: object) -> None:
     """:raises CacheTypeError: if it is not a mapping of keys to values."""
     if not isinstance(mapping, Mapping):
@@ -84,9 +100,10 @@ class LoadOptions:
     :ivar freshness: overrides of the namespace's policy of freshness.
     :ivar strict: whether a value that cannot be stored is an error to the caller; None for the namespace's setting.
     :ivar function: the function that loads values, named in messages about values that cannot be stored.
+    :ivar state_of: how fresh a stored value is for this call; None if its TTL alone decides.
     """
 
-    __slots__ = ("freshness", "function", "skip_if", "strict", "tags", "ttl")
+    __slots__ = ("freshness", "function", "skip_if", "state_of", "strict", "tags", "ttl")
 
     def __init__(
         self,
@@ -105,6 +122,7 @@ class LoadOptions:
         self.ttl = ttl
         self.skip_if = skip_if
         self.tags = tags
+        self.state_of: StateOf = None
 
     def is_strict(self, namespace: Namespace) -> bool:
         """Return whether a value that cannot be stored is an error to the caller."""

@@ -257,13 +257,14 @@ class ClusterClient(ManyClusterKeys):
                 await nodes.meet()
                 stored = await self._ask(copy, lookup)
                 before = stored if type(stored) is bytes else b""
+                await nodes.hear(suffix, origins.read(stored))
                 for wire in nodes.unsure(suffix):
                     wire.vet(suffix, stored)
                 doubted = [wire for wire in nodes.unsure(suffix) if nodes.is_primary(wire.node_id)]
                 unsure = {wire: wire.identity for wire in doubted if wire.identity}
                 if not unsure:
                     return await self._learned(copy, known, receive)
-                successors = await nodes.successors(origins.read(stored), doubted) if before else None
+                successors = await nodes.successors(suffix, origins.read(stored), doubted) if before else None
                 if successors is not None:
                     # A failover that was planned, as a rule: nothing is missing, and nothing is invalidated.
                     command = cluster_scripts.succeed(names.server + suffix, before, origins.packed(successors))

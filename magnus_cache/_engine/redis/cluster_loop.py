@@ -7,6 +7,8 @@ what time.
 import asyncio
 import contextlib
 import math
+from collections.abc import Iterable
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from magnus_cache._engine.redis import cluster_origins as origins
@@ -16,7 +18,7 @@ from magnus_cache._engine.redis.cluster_wire import ClusterWire
 from magnus_cache._engine.redis.commands import info
 from magnus_cache._engine.redis.diagnosis import TopologyError
 from magnus_cache._engine.redis.exchange import Callback, as_it_is
-from magnus_cache._engine.redis.slots import ClusterNode, MapChanges, SlotMap, address_id, key_slot
+from magnus_cache._engine.redis.slots import ClusterNode, MapChanges, SlotMap, address_id, group_of, key_slot
 from magnus_cache.errors import CacheClosedError, CacheUnavailableError
 
 if TYPE_CHECKING:
@@ -158,7 +160,55 @@ class ClusterLoop:
         """
         if not self.is_primary(node_id):
             return None
-        return next((wire.identity for wire in self.all_wires() if wire.node_id == node_id and wire.up), None)
+        wire = self._wire_up(node_id)
+        return None if wire is None else wire.identity
+
+    def _wire_up(self, node_id: str) -> ClusterWire | None:
+        return next((wire for wire in self.all_wires() if wire.node_id == node_id and wire.up), None)
+
+    def identity_beside(self, wire: ClusterWire, suffix: bytes, node_id: str) -> bytes | None:
+        """Return what `identity_of` does; None unless that primary has itself passed on what another node has now.
+
+        :param wire: the connection to the other node.
+        :param suffix: of a group, of which both have, or had, slots.
+        """
+        return self.identity_of(node_id) if self._has_passed_on(node_id, wire, suffix) else None
+
+    def _has_passed_on(self, node_id: str, owner: ClusterWire, suffix: bytes) -> bool | None:
+        """Return what `origins.has_passed_on` does, None without a connection to the noted node."""
+        noted, view = self._wire_up(node_id), self._topology.view
+        if noted is None:
+            return None
+        slots = view.map.slots_of(owner.node_id, group_of(key_slot(suffix)))
+        since = max((view.moved_at[slot] for slot in slots), default=-math.inf)
+        return origins.has_passed_on(slots, since, noted.word, owner.word)
+
+    async def hear(self, suffix: bytes, noted: Iterable[str]) -> None:
+        """Return once nodes have told who has which slots of a group, asked since these moved, or in `op_timeout` / 2.
+
+        :param noted: the ids of the group's origins.
+        """
+        until = self._topology.clock() + self._topology.op_timeout / 2
+        pairs = [(node, wire) for node in noted for wire in self.unsure(suffix) if wire.node_id != node]
+        while self._topology.clock() < until:
+            open_ = [pair for pair in pairs if self.identity_of(pair[0]) and self._has_passed_on(*pair, suffix) is None]
+            if not open_:
+                return
+            asked = dict.fromkeys(each for node, wire in open_ for each in (self._wire_up(node), wire))
+            await self._ask_all((each for each in asked if each is not None), until)
+            if any(self._has_passed_on(*pair, suffix) is None for pair in open_):
+                await asyncio.sleep(_REFRESH / 2)
+
+    async def _ask_all(self, wires: Iterable[ClusterWire], until: float) -> None:
+        """Ask nodes about the map, and wait for their answers until a monotonic second."""
+        waiters: list[asyncio.Future[None]] = []
+        for wire in wires:
+            waiter: asyncio.Future[None] = self.loop.create_future()
+            with contextlib.suppress(CacheUnavailableError):
+                wire.ask_about_cluster(partial(_settle, waiter))
+                waiters.append(waiter)
+        if waiters:
+            await asyncio.wait(waiters, timeout=max(until - self._topology.clock(), 0))
 
     def joined(self, wire: ClusterWire, suffix: bytes) -> None:
         """Note a node beside a group's other origins.
@@ -180,17 +230,21 @@ class ClusterLoop:
         """Whether a node owns slots."""
         return node_id in self._topology.view.map.nodes
 
-    async def successors(self, noted: dict[str, bytes], doubted: list[ClusterWire]) -> dict[str, bytes] | None:
+    async def successors(
+        self, suffix: bytes, noted: dict[str, bytes], doubted: list[ClusterWire]
+    ) -> dict[str, bytes] | None:
         """Return the origins of a group with the successors of former primaries in their place.
 
         None unless each of these primaries tells that its successor has all its writes.
 
+        :param suffix: of the group.
         :param noted: the origins.
         :param doubted: the connections to servers that may lack writes of the group.
         """
         found = dict(noted)
         for node, identity in noted.items():
-            if self.identity_of(node) == identity:
+            others = [wire for wire in doubted if wire.node_id != node]
+            if self.identity_of(node) == identity and all(self._has_passed_on(node, each, suffix) for each in others):
                 continue
             ends = {b":" + wire.server.former: wire for wire in doubted if wire.server.former}
             successor = next((wire for end, wire in ends.items() if identity.endswith(end)), None)
@@ -324,3 +378,8 @@ class ClusterLoop:
         for wire in self.all_wires():
             if wire.node_id == node_id:
                 wire.vouched(at)
+
+
+def _settle(waiter: asyncio.Future[None]) -> None:
+    if not waiter.done():
+        waiter.set_result(None)

@@ -14,16 +14,20 @@ The races that this excludes
   now, and a node that has continued the history of one of them does not count as one that slots were moved to.
 - A slot moves on from such a replica before any process has met it there. Its new owner has an identity that is known.
   The one from which the writes came is gone, and still noted.
+- The same, and a third node tells of the slot's new owner before it tells of the replica. So the former primary owns
+  the rest of its slots by the map of this process, and looks like one that has passed on a slot. Whether it has, both
+  nodes tell themselves, when they are asked after the slot has moved; see `has_passed_on`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from enum import Enum, auto
-from typing import Final
+from typing import Final, NamedTuple
 
 from magnus_cache._engine.redis.commands import info
 from magnus_cache._engine.redis.connection import former_history
+from magnus_cache._engine.redis.slots import SlotMap
 
-__all__ = ["Standing", "after", "entry", "lacks_nothing", "packed", "read", "standing"]
+__all__ = ["Standing", "Word", "after", "entry", "has_passed_on", "lacks_nothing", "packed", "read", "standing"]
 
 _MOST: Final = 1_024
 """Origins of one group, which has 256 slots at a time."""
@@ -79,6 +83,34 @@ def standing(
         if former and other != node and noted.endswith(b":" + former):
             return Standing.UNKNOWN
     return Standing.KNOWN if node in origins else Standing.NEW
+
+
+class Word(NamedTuple):
+    """The map as one node has told it."""
+
+    node: str
+    """The node's id."""
+    map: SlotMap
+    sent: float
+    """The monotonic second when it was asked."""
+
+
+def has_passed_on(slots: Collection[int], since: float, noted: Word, owner: Word) -> bool | None:
+    """Return whether a noted primary has itself passed on what another node owns; None while they cannot tell yet.
+
+    A primary that was cut off, and whose replica has passed its slots on, still claims them. Once it hears of the
+    others again, the new owner has heard of the replica, and does not name the former primary any more.
+
+    :param slots: the slots of a group that the owner has by the map of this process.
+    :param since: the monotonic second at which this process learned that the last of them has moved.
+    """
+    if noted.sent < since or owner.sent < since:
+        return None
+    if noted.node not in owner.map.nodes or noted.node not in noted.map.nodes:
+        return False
+    # One that has passed on a slot may hear of its new owner some milliseconds later than this process.
+    owners = [noted.map.owner(slot) for slot in slots]
+    return True if all(found is not None and found.id != noted.node for found in owners) else None
 
 
 def lacks_nothing(identity: bytes, replication: object, successor: bytes) -> bool | None:

@@ -39,7 +39,7 @@ from magnus_cache._engine.redis import cluster_questions, commands
 from magnus_cache._engine.redis.cluster_answers import NodeAnswers
 from magnus_cache._engine.redis.cluster_handshake import introduce_node
 from magnus_cache._engine.redis.cluster_journeys import RedirectedRead
-from magnus_cache._engine.redis.cluster_origins import Standing
+from magnus_cache._engine.redis.cluster_origins import Standing, Word
 from magnus_cache._engine.redis.cluster_pipeline import ClusterPipeline, unable_node
 from magnus_cache._engine.redis.commands import info
 from magnus_cache._engine.redis.confirmed_pipeline import Question
@@ -89,8 +89,8 @@ class Neighbours(Protocol):
     def redirected(self, wire: "ClusterWire", asked: Read | ReadBatch | Call, error: Exception) -> None:
         """Queue a request again that a node has sent elsewhere."""
 
-    def identity_of(self, node_id: str) -> bytes | None:
-        """Return the identity of a primary that a connection leads to now; None without one."""
+    def identity_beside(self, wire: "ClusterWire", suffix: bytes, node_id: str) -> bytes | None:
+        """Return the identity of a primary that a connection leads to now; None if another has taken its place."""
         ...
 
     def is_primary(self, node_id: str) -> bool:
@@ -145,6 +145,7 @@ class ClusterWire(NodeAnswers):
     :ivar address: at which the map has the node.
     :ivar seeds: the endpoints that it tries, if it may lead to any node.
     :ivar sends: how often something was sent.
+    :ivar word: the map that the node itself has told last.
     """
 
     _pipeline_type, _heartbeat_type, _unable = ClusterPipeline, _ClusterHeartbeat, staticmethod(unable_node)
@@ -157,6 +158,7 @@ class ClusterWire(NodeAnswers):
         self.node_id, self.address = "", (endpoint.host, endpoint.port)
         self.seeds: tuple[Endpoint, ...] = ()
         self.sends = 0
+        self.word = Word(self.node_id, SlotMap(), -math.inf)
         self._neighbours: Neighbours
         self._shards = self._has_slots = True
         self._vetted, self._unknown = set[bytes](), set[bytes]()
@@ -199,7 +201,7 @@ class ClusterWire(NodeAnswers):
         self.time = RedisTime()
         take_time(server.time, self, sent, self.clock)
         self._heartbeat.begin(sent, replication=bool(server.history))
-        self.node_id, self.server = met.id, server
+        self.node_id, self.server, self.word = met.id, server, Word(met.id, met.map, sent)
         self._shards, self._has_slots = met.has_shards, True
         self._vetted, self._unknown = set(), set()
         if met.id not in met.map.nodes and isinstance(self._heartbeat, _ClusterHeartbeat):
@@ -218,9 +220,10 @@ class ClusterWire(NodeAnswers):
 
     # -- another node's word ------------------------------------------------------------------------------------
 
-    def ask_about_cluster(self) -> None:
+    def ask_about_cluster(self, done: Callable[[], object] = bool) -> None:
         """Ask for the state of the cluster and the map, before all else that is queued.
 
+        :param done: called once the node has answered, or cannot.
         :raises CacheUnavailableError: at once, when the node is known to be away.
         """
         self._admit()
@@ -235,6 +238,7 @@ class ClusterWire(NodeAnswers):
                 found = parse(reply, self._respondent)
             except SlotMapError:
                 return
+            self.word = Word(self.node_id, found, sent)
             if found.covered < SLOTS and self._has_slots:
                 self._shards = False
             self._neighbours.told(self, state[0] if state else None, found, sent)
@@ -243,9 +247,10 @@ class ClusterWire(NodeAnswers):
             # It confirms nothing. The rights that are documented name one of the two.
             if command is cluster_questions.CLUSTER_SLOTS and self.server is server:
                 self._shards, self._has_slots = True, False
+            done()
 
         server = self.server
-        self._pipeline.add_first(Question(command, took_map, Callback(None, refused)))
+        self._pipeline.add_first(Question(command, took_map, Callback(lambda _: done(), refused)))
         self._pipeline.add_first(Question(cluster_questions.CLUSTER_INFO, took_state, Callback()))
         self._sender.kick()
 
@@ -355,9 +360,8 @@ class ClusterWire(NodeAnswers):
             # A replica brings no values, and is no origin; or the map has not caught up with what it has become.
             self._unknown.add(suffix)
             return
-        found = origins.standing(
-            origins.read(stored), self.node_id, self.identity, self._neighbours.identity_of, self.server.former
-        )
+        present = partial(self._neighbours.identity_beside, self, suffix)
+        found = origins.standing(origins.read(stored), self.node_id, self.identity, present, self.server.former)
         if found is Standing.UNKNOWN:
             self._unknown.add(suffix)
         else:

@@ -19,6 +19,7 @@ __all__ = [
     "INFO_REPLICATION",
     "INFO_SERVER",
     "NAME_LIBRARY",
+    "NOTES",
     "TIME",
     "TRACKING",
     "TRACKING_ALL",
@@ -135,6 +136,10 @@ NAME_LIBRARY: Final = (
     pack(b"CLIENT", b"SETINFO", b"LIB-VER", sys.modules["magnus_cache"].__version__),
 )
 """Shows in CLIENT LIST what a connection is of; servers before Redis 7.2 refuse it, which is no error here."""
+
+
+NOTES: Final = frozenset({"PUBLISH", "NOTE"})
+"""The names of the scripts by which a process tells about itself, see `fleet_keys`. If refused, nothing is amiss."""
 
 
 def info(reply: Any, field: bytes) -> str | None:

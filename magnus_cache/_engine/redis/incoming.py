@@ -169,45 +169,60 @@ class Incoming:
         handle = self._handle
         if handle is None:
             return Taken.NOT
-        parser, nothing = self._parser, self._nothing
-        gets = parser.gets
         try:
-            parser.feed(data)
-            reply = gets(False)
-            if reply is nothing:
+            self._parser.feed(data)
+            reply = self._parser.gets(False)
+            if reply is self._nothing:
                 return Taken.PART
-            left, until, owed = float(_AT_ONCE), monotonic() + SHARE, self._owed
-            while True:
-                # Those within a transaction wake no task.
-                left -= _QUEUED_COUNTS if (is_queued := reply == b"QUEUED") else 1.0
-                if owed and owed[0].replies > 1 and (is_queued or reply == b"OK"):
-                    # What `Pipeline.skipped` does, without two calls for each command of a transaction.
-                    owed[0].replies -= 1
-                    if (reply := gets(False)) is nothing:
-                        return Taken.WHOLE if self.is_whole else Taken.REPLIES
-                    continue
-                if isinstance(reply, RedisConnectionError):
-                    raise reply
-                if type(reply) is list and reply and isinstance(reply[0], RedisConnectionError):
-                    raise reply[0]
-                rest = handle(reply)
-                # Also if replies about many keys came together, each of which takes a good part of a turn. The clock is
-                # asked last: most replies come alone, or are the short ones of a transaction.
-                if rest is None and (left <= 0 or (not is_queued and parser.has_data() and monotonic() > until)):
-                    rest = _nothing_left
-                if rest is not None:
-                    self._leave(rest)
-                    return Taken.WHOLE if self.is_whole else Taken.REPLIES
-                reply = gets(False)
-                if reply is nothing:
-                    self._all_handled()
-                    return Taken.WHOLE if self.is_whole else Taken.REPLIES
+            rest = self._handled(reply, handle, self._all_handled, self._owed)
+            if rest is not None:
+                self._leave(rest)
+            return Taken.WHOLE if self.is_whole else Taken.REPLIES
         except BaseException as error:
             # An interrupt too: the reply that it cut short is lost, and with it the order of the others.
             self._fail(error)
             if not isinstance(error, Exception):
                 raise
             return Taken.PART
+
+    def go_on(self, handle: Handler, all_handled: Handled, owed: Sequence[Transaction]) -> tuple[Rest] | None:
+        """Handle replies that the parser has, as many as one turn allows; return what is left to do, None without any.
+
+        For the task that reads from the connection, after something was left for it: see `serve`.
+
+        :raises Exception: what `handle` raises.
+        """
+        reply = self._parser.gets(False)
+        return None if reply is self._nothing else (self._handled(reply, handle, all_handled, owed),)
+
+    def _handled(self, reply: Any, handle: Handler, all_handled: Handled, owed: Sequence[Transaction]) -> Rest:
+        """Handle a reply and those that the parser has after it; return what is left to do before the next ones."""
+        parser, nothing, gets = self._parser, self._nothing, self._parser.gets
+        left, until = float(_AT_ONCE), monotonic() + SHARE
+        while True:
+            # Those within a transaction wake no task.
+            left -= _QUEUED_COUNTS if (is_queued := reply == b"QUEUED") else 1.0
+            if owed and owed[0].replies > 1 and (is_queued or reply == b"OK"):
+                # What `Pipeline.skipped` does, without two calls for each command of a transaction.
+                owed[0].replies -= 1
+                if (reply := gets(False)) is nothing:
+                    return None
+                continue
+            if isinstance(reply, RedisConnectionError):
+                raise reply
+            if type(reply) is list and reply and isinstance(reply[0], RedisConnectionError):
+                raise reply[0]
+            rest = handle(reply)
+            # Also if replies about many keys came together, each of which takes a good part of a turn. The clock is
+            # asked last: most replies come alone, or are the short ones of a transaction.
+            if rest is None and (left <= 0 or (not is_queued and parser.has_data() and monotonic() > until)):
+                rest = _nothing_left
+            if rest is not None:
+                return rest
+            reply = gets(False)
+            if reply is nothing:
+                all_handled()
+                return None
 
     def _leave(self, rest: Rest) -> None:
         # At once, not when the task runs: what arrives until then goes through the stream.
@@ -242,6 +257,12 @@ async def read(
     while True:
         if incoming is not None and incoming.is_idle:
             rest = await incoming.serve(handle, all_handled, owed)
+        elif incoming is not None and (parsed := incoming.go_on(handle, all_handled, owed)) is not None:
+            # What has come together with what was left to this task: redis-py would take five times as long for each.
+            completed()
+            (rest,) = parsed
+            if rest is not None:
+                handled += _AT_ONCE - 1
         else:
             try:
                 # No `timeout`: with a `socket_timeout` of None that blocks without a timer in every redis-py.
@@ -255,7 +276,8 @@ async def read(
         if rest is not None:
             await rest()
         handled += 1
-        if handled % _AT_ONCE == 0:
+        if handled >= _AT_ONCE:
+            handled = 0
             await asyncio.sleep(0)
         else:
             await turn()

@@ -4,7 +4,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, Final
 
-from magnus_cache._engine.redis.commands import Command
+from magnus_cache._engine.redis.commands import NOTES, Command
 from magnus_cache._engine.redis.exchange import Connection, ReadBatch, Receive, Waiter
 
 __all__ = ["STEP_BYTES", "Call", "HandOut", "InFlight", "Measure", "Read", "ReadParts", "is_one_step"]
@@ -76,6 +76,11 @@ class InFlight:
         self.quiet = quiet
         self.is_large = False
         self.error: Exception | None = None
+
+    @property
+    def is_note(self) -> bool:
+        """Whether it is a write by which the process tells about itself: no caller has asked for it."""
+        return isinstance(self.asked, Call) and self.asked.command.name in NOTES
 
 
 def is_one_step(size: int, count: int) -> bool:

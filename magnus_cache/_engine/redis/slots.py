@@ -157,6 +157,16 @@ class SlotMap:
         """Return the node that owns a slot; None if no node does."""
         return self._owners[slot]
 
+    def slots_of(self, node_id: str, group: int) -> list[int]:
+        """Return the slots of a group that a node owns."""
+        first, last = group << _GROUP_BITS, ((group + 1) << _GROUP_BITS) - 1
+        return [
+            slot
+            for begin, end, node in self.ranges
+            if node.id == node_id
+            for slot in range(max(begin, first), min(end, last) + 1)
+        ]
+
     @property
     def covered(self) -> int:
         """How many slots have an owner."""

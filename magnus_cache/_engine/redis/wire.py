@@ -390,12 +390,12 @@ class Wire:
         if isinstance(reply, Exception) and self._unable(reply) is not None:
             raise reply  # it refuses everything, so all waiters are told now
         self._proved = True
-        reply = pipeline.answered(reply, self)
+        request, reply = pipeline.owed[0], pipeline.answered(reply, self)
         if (pipeline.queue or pipeline.large) and pipeline.is_ready:
             self._sender.kick()  # a script that the server did not know, or further large values
         if self._heartbeat.fault is not None:
             raise self._heartbeat.fault
-        if isinstance(reply, ReadOnlyError) and (now := self.clock()) > self._moved + _MOVING:
+        if isinstance(reply, ReadOnlyError) and not request.is_note and (now := self.clock()) > self._moved + _MOVING:
             # It was demoted. A new connection may lead to its successor, which the name stands for by now.
             self._moved = now
             raise RedisConnectionError("the primary has become a replica")

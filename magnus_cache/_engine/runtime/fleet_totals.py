@@ -25,6 +25,7 @@ _SHORT: Final = {
     "l1_hits": "h1", "l2_hits": "h2", "misses": "m", "loads": "l", "load_micros": "us", "load_errors": "x",
     "stores": "s", "stale_hits": "st", "negative_hits": "n", "early_refreshes": "er", "errors": "e", "overloads": "o",
     "refused": "r", "seal_failures": "sf", "timeouts": "t", "unreadable": "ur", "unstorable": "us!",
+    "spent_nanos": "ms", "saved_nanos": "mv",
 }  # fmt: skip
 _LONG: Final = {short: name for name, short in _SHORT.items()}
 
@@ -129,6 +130,7 @@ class FleetProcess:
     :ivar in_memory_bytes: bytes that they take.
     :ivar flights: loads that run.
     :ivar unattended: those of them in the background, without a waiting caller.
+    :ivar version: of this library; empty for one that is older than this field.
     """
 
     host: str
@@ -139,3 +141,4 @@ class FleetProcess:
     in_memory_bytes: int
     flights: int
     unattended: int
+    version: str = ""

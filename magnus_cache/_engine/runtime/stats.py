@@ -8,11 +8,15 @@ import math
 from collections.abc import Mapping
 from typing import Any, Final
 
-__all__ = ["CacheStats", "Counters", "Histogram", "Stats", "figures_of"]
+__all__ = ["NANOS", "CacheStats", "Counters", "Histogram", "Stats", "figures_of"]
+
+NANOS: Final = 1_000_000_000
+"""Parts of one unit of money: the price of a single token is a few hundred of them."""
 
 _NAMESPACES: Final = 1_000
 _CHILDREN: Final = 10_000
 _OTHER: Final = "(other)"
+_UNDER_OTHER_NAMES: Final = frozenset({"misses", "load_micros", "saved_nanos", "spent_nanos"})
 
 
 class CacheStats(dict[str, Any]):
@@ -59,8 +63,8 @@ class Counters:
 
     __slots__ = (
         "early_refreshes", "errors", "l1_hits", "l2_hits", "load_errors", "load_micros", "loads", "misses",
-        "negative_hits", "overloads", "refused", "seal_failures", "stale_hits", "stores", "timeouts", "unreadable",
-        "unstorable",
+        "negative_hits", "overloads", "refused", "saved_nanos", "seal_failures", "spent_nanos", "stale_hits", "stores",
+        "timeouts", "unreadable", "unstorable",
     )  # fmt: skip
 
     early_refreshes: int
@@ -85,8 +89,12 @@ class Counters:
     """Loads that were not started, or were given up, because too many ran in the background."""
     refused: int
     """Writes that Redis refused."""
+    saved_nanos: int
+    """Billionths of the money that hits have saved. In the statistics: ``saved``."""
     seal_failures: int
     """Values of sealed namespaces that could not be opened, or were not sealed; they are `unreadable`, too."""
+    spent_nanos: int
+    """Billionths of the money that loads have cost. In the statistics: ``spent``."""
     stale_hits: int
     """Expired values that were served."""
     stores: int
@@ -129,15 +137,18 @@ class Counters:
     def as_dict(self) -> dict[str, float]:
         """Return the counts, with their usual sums.
 
-        ``saved_seconds``: what the hits would have taken, had each been a load of average length.
+        ``saved_seconds``: what the hits would have taken, had each been a load of average length. ``spent`` and
+        ``saved``: the money that `count_cost` has counted.
         """
         hits, seconds = self.l1_hits + self.l2_hits, self.load_micros / 1e6
         return {
             "hit_count": hits,
             "miss_count": self.misses,
             "hit_rate_percent": _percent(hits, hits + self.misses),
-            **{name: getattr(self, name) for name in self.__slots__ if name not in {"misses", "load_micros"}},
+            **{name: getattr(self, name) for name in self.__slots__ if name not in _UNDER_OTHER_NAMES},
             "load_seconds": round(seconds, 6),
+            "spent": self.spent_nanos / NANOS,
+            "saved": self.saved_nanos / NANOS,
             "saved_seconds": round(hits * seconds / self.loads, 3) if self.loads else 0.0,
         }
 

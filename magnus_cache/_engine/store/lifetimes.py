@@ -1,9 +1,9 @@
-"""`ttl` and `touch`: the seconds that a stored value has left, and a new TTL for it."""
+"""`ttl`, `lifetime` and `touch`: the seconds that a stored value has left, its age, and a new TTL for it."""
 
 import asyncio
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from magnus_cache._engine.codec import envelope
 from magnus_cache._engine.codec.versions import new_version
@@ -18,10 +18,21 @@ from magnus_cache.errors import CacheUnavailableError
 if TYPE_CHECKING:
     from magnus_cache._engine.redis.exchange import Connection
 
-__all__ = ["Lifetimes"]
+__all__ = ["Lifetime", "Lifetimes"]
 
 _REPLACEMENTS: Final = 5
 """Attempts to replace a value. Only a key that is written all the time makes all of them fail."""
+
+
+class Lifetime(NamedTuple):
+    """How long a value has been stored, and how long it will be, by the clock of Redis; no host's clock counts.
+
+    :ivar age: seconds since the value was stored, by any process.
+    :ivar left: remaining TTL in seconds; below zero for a stale value within its grace.
+    """
+
+    age: float
+    left: float
 
 
 class Lifetimes:
@@ -55,6 +66,16 @@ class Lifetimes:
                 return None if stored is None else wire.time.end(stored.fresh_until, stored.life, now) - now
         entry = self._here(ref, wire)
         return None if entry is None else entry.fresh_until - self._clock()
+
+    async def of(self, ref: KeyRef) -> Lifetime | None:
+        """Return the age of a value and the TTL that it has left, or None if there is no value."""
+        entry = self._memory.hit(ref.name)
+        if entry is None or entry.negative:
+            entry = await self._reads.read(ref)
+        if entry is None or entry.negative:
+            return None
+        now = self._clock()
+        return Lifetime(0.0 if entry.born is None else max(0.0, now - entry.born), entry.fresh_until - now)
 
     async def prolong(self, ref: KeyRef, ttl: float) -> bool:
         """Give a stored value a new TTL, counted from now; return whether there was a value.

@@ -8,8 +8,8 @@ from magnus_cache._engine.codec.versions import new_version
 from magnus_cache._engine.coherence.trust import Trust
 from magnus_cache._engine.coordination.leases import Fence
 from magnus_cache._engine.coordination.local_lease import LocalLease
+from magnus_cache._engine.memory.batches import BatchCache
 from magnus_cache._engine.memory.footprint import object_size
-from magnus_cache._engine.memory.store import LocalCache
 from magnus_cache._engine.redis.retries import ask_twice
 from magnus_cache._engine.runtime.observers import Stored
 from magnus_cache._engine.store.judge import judge
@@ -98,7 +98,7 @@ class LocalWrites:
         judged = judge(record, ttl, ref.freshness, lowest_valid, wire.time.horizon, pending=False)
         if judged.serves and not state.epochs.overtaken(record.tags, fence.since):
             trust = self._trust(wire, ref, record.tags, now)
-            entry = self._reads.entry(ref, record, trust, (now + ttl, now, None), known)
+            entry = self._reads.entry(ref, record, trust, (now + ttl, now, now), known)
             kept = state.memory.fill(watch.placeholder, entry)
         watch.close(filled=True)
         ref.counters.stores += kept
@@ -149,6 +149,6 @@ class LocalWrites:
             self._state.outdated(name)
 
 
-def count_here(memory: LocalCache, names: Iterable[bytes]) -> int:
+def count_here(memory: BatchCache, names: Iterable[bytes]) -> int:
     """Return how many of these values this process has, trusted or not. Count before a removal."""
-    return sum(memory.get_untrusted(name) is not None for name in set(names))
+    return memory.count(set(names))

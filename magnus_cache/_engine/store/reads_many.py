@@ -214,8 +214,7 @@ async def _read_all(reads: Reads, refs: Sequence[KeyRef]) -> list[Entry | None]:
 
 def _near(reads: Reads, refs: Sequence[KeyRef]) -> tuple[list[_Look], list[int]]:
     """Return the entries in memory, and the indexes of the values that are not, or not for these callers."""
-    hit = reads.state.memory.hit
-    found: list[_Look] = [(hit(ref.name), True) for ref in refs]
+    found: list[_Look] = [(entry, True) for entry in reads.state.memory.hits([ref.name for ref in refs])]
     return found, [
         index for index, (entry, _) in enumerate(found)
         if entry is None or (entry.shared and not may_have(refs[index], entry))

@@ -57,8 +57,10 @@ class KeyRef:
         self.counters = counters
         self.epoch_names = epoch_names
         self.others = others
-        kept = namespace.l1 or namespace.local
-        self.is_far = freshness is NO_POLICY and not (kept or namespace.seal) and namespace.codec is None
+        self.is_far = (
+            freshness is NO_POLICY and not namespace.l1 and not namespace.local
+            and not namespace.seal and namespace.codec is None
+        )  # fmt: skip
 
     def each(self) -> "tuple[KeyRef, ...]":
         """Return a reference for each name that the value may have."""
