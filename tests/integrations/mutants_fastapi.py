@@ -35,6 +35,11 @@ def without_leaving_cookies_out_of_what_is_stored() -> None:
     put(records, "_OF_ONE_EXCHANGE", records._OF_ONE_EXCHANGE - {b"set-cookie"})
 
 
+@guard(f"{PRIVACY}::test_no_credential_can_be_read_in_a_key")
+def without_digests_of_credentials() -> None:
+    put(varying, "_part", lambda value, *, is_secret: (0, 0) if value is None else (1, value))
+
+
 @guard(f"{PRIVACY}::test_a_login_on_the_way")
 def without_keeping_responses_of_new_sessions_private() -> None:
     rewrite(answers._Exchange.rules, "not known and is_signed_in(self.asked.request)", "False")

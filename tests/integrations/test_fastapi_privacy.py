@@ -131,6 +131,15 @@ async def test_what_varies_by_user_is_stored_for_each(cache: AsyncCacheManager, 
         assert "authorization" in found.headers["vary"].lower()
 
 
+@pytest.mark.parametrize("vary", ["Authorization", user_of, Depends(bearer)])
+async def test_no_credential_can_be_read_in_a_key(cache: AsyncCacheManager, vary: Any) -> None:
+    async with asking(app_of(cache, vary=vary)) as client:
+        assert (await client.get("/me", headers=ADA)).json() == "ada"
+    (key,) = [key async for key in cache.scan("pages")]
+    assert "/me" in str(key)
+    assert "ada" not in str(key)
+
+
 async def test_a_user_header_of_a_gateway(cache: AsyncCacheManager) -> None:
     app = app_of(cache, vary="X-User")
     async with asking(app) as client:

@@ -1,5 +1,6 @@
 """By what responses differ beside the URL: the `vary` of an endpoint, and what its declaration tells."""
 
+import hashlib
 import inspect
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, Final, NamedTuple, TypeAlias, cast
@@ -115,11 +116,20 @@ class Varied(NamedTuple):
 
 def header_parts(request: HTTPConnection, names: Iterable[str]) -> tuple[Any, ...]:
     """Return headers as parts of a key, two for each; one that is not there differs from an empty one."""
-    return _parts(_header(request, name) for name in names)
+    return tuple(part for name in names for part in _part(_header(request, name), is_secret=name not in NEGOTIATION))
 
 
 def _parts(values: Iterable[Any]) -> tuple[Any, ...]:
-    return tuple(part for each in values for part in ((0, 0) if each is None else (1, each)))
+    return tuple(part for each in values for part in _part(each, is_secret=True))
+
+
+def _part(value: Any, *, is_secret: bool) -> tuple[Any, Any]:
+    if value is None:
+        return 0, 0
+    if is_secret and isinstance(value, str):
+        # Keys are seen by whoever may look into Redis, and a token or the name of a session lets one in.
+        value = hashlib.sha256(value.encode("utf-8", "surrogatepass")).hexdigest()
+    return 1, value
 
 
 def _header_names(text: str) -> Iterable[str]:
