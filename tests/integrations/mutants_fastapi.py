@@ -1,7 +1,7 @@
 """The guards that the tests of FastAPI and Starlette see missing.
 
-Not among them: the threads of their own for endpoints that threads wait for. Without those, threads wait for each other,
-and the process does not end.
+Not among them: the threads of their own for endpoints that threads wait for. Without those, threads wait for each
+other, and the process does not end.
 """
 
 from typing import Final
