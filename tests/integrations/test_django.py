@@ -18,6 +18,7 @@ from magnus_cache import Namespace, get_cache_manager
 from magnus_cache.integrations.django import UnstorableError
 from magnus_cache.integrations.django.managers import shared_by
 from tests.support.django_site import BACKEND, Awaited, entry, on
+from tests.support.parameters import shown
 from tests.support.programs import output_of, run_python
 from tests.support.wait import wait_until
 
@@ -236,7 +237,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("more", "message"), WRONG, ids=str)
+@pytest.mark.parametrize(("more", "message"), WRONG, ids=shown)
 def test_a_wrong_entry_is_one_clear_line(more: dict[str, Any], message: str) -> None:
     with override_settings(CACHES={"default": {**entry("redis://127.0.0.1"), **more}}):
         with pytest.raises(InvalidCacheBackendError, match=message) as caught:

@@ -29,6 +29,7 @@ from starlette.routing import Mount, Route
 from magnus_cache import AsyncCacheManager, CacheArgumentError, CacheManager, CacheTypeError, Namespace
 from magnus_cache.integrations.fastapi import Cached, answers, cache_response, evict, lifespan
 from magnus_cache.testing import Proxy, virtual_clock
+from tests.support.parameters import shown
 from tests.support.programs import run_python
 from tests.support.wait import wait_until_async
 
@@ -373,7 +374,7 @@ async def test_a_response_says_how_long_it_is_fresh(counted: Counted, said: str,
         {"cache-control": "max-age=0"}, {"cache-control": "max-age=soon"}, {"cache-control": "s-maxage=0, max-age=9"},
         {"expires": "0"}, {"vary": "*"}, {"vary": "X-Other"}, {"set-cookie": "a=1"},
     ],
-    ids=str,
+    ids=shown,
 )  # fmt: skip
 async def test_a_response_that_says_so_is_not_stored(counted: Counted, headers: dict[str, str]) -> None:
     async with counted.add(lambda: PlainTextResponse("x", headers=headers)) as client:

@@ -21,6 +21,7 @@ from starlette.requests import HTTPConnection
 from magnus_cache import AsyncCacheManager, CacheArgumentError
 from magnus_cache.integrations.fastapi import Cached, cache_response
 from tests.integrations.test_fastapi import asking
+from tests.support.parameters import shown
 from tests.support.wait import wait_until_async
 
 pytestmark = pytest.mark.anyio
@@ -171,7 +172,7 @@ async def test_a_user_header_of_a_gateway(cache: AsyncCacheManager) -> None:
         (lambda request: None, {"cookie": "session=ada"}),
         (Depends(bearer), {"cookie": "session=ada"}),
     ],
-    ids=str,
+    ids=shown,
 )
 async def test_a_vary_that_does_not_say_who_asks_stores_nothing(
     cache: AsyncCacheManager, vary: Any, headers: dict[str, str]

@@ -19,6 +19,7 @@ from magnus_cache.testing import Proxy
 from tests.support.llm_requests import ask
 from tests.support.llm_server import LLMServer
 from tests.support.loaders import SourceError
+from tests.support.parameters import shown
 from tests.support.programs import run_python
 from tests.support.wait import wait_until
 
@@ -197,12 +198,12 @@ NOT_STORED: list[Any] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("reply", STORED, ids=repr)
+@pytest.mark.parametrize("reply", STORED, ids=shown)
 def test_whole_answers_are_worth_storing(reply: Any) -> None:
     assert not is_unfinished(reply)
 
 
-@pytest.mark.parametrize("reply", NOT_STORED, ids=repr)
+@pytest.mark.parametrize("reply", NOT_STORED, ids=shown)
 def test_cut_short_refused_and_failed_answers_are_not(reply: Any) -> None:
     assert is_unfinished(reply)
 
@@ -234,7 +235,7 @@ USAGES: list[tuple[Any, TokenCounts | None]] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("reply", "tokens"), USAGES, ids=repr)
+@pytest.mark.parametrize(("reply", "tokens"), USAGES, ids=shown)
 def test_no_token_of_a_usage_is_counted_twice(reply: Any, tokens: TokenCounts | None, blocking: CacheManager) -> None:
     llm = LLMCache(blocking, prices={"m": LLMPrice(1e6, 1e7, cached_input=1e5, cache_write=2e6)})
     cost = llm.cost(reply, "m")

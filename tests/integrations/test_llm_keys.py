@@ -147,7 +147,7 @@ def test_values_that_look_alike_are_different() -> None:
     assert all(len(digest) == 64 for digest in digests)
 
 
-@pytest.mark.parametrize(("one", "other"), EQUAL, ids=repr)
+@pytest.mark.parametrize(("one", "other"), EQUAL, ids=shown)
 def test_values_that_ask_the_same_are_equal(one: Any, other: Any) -> None:
     assert digest_of(one) == digest_of(other)
 
@@ -155,6 +155,7 @@ def test_values_that_ask_the_same_are_equal(one: Any, other: Any) -> None:
 SCRIPT = """
 from magnus_cache.integrations.llm.requests import RequestMaker
 from tests.support.llm_requests import REQUEST, ask
+from tests.support.parameters import shown
 print(RequestMaker((), None).make(ask, REQUEST, 0).key, end="")
 """
 
@@ -185,7 +186,7 @@ def keys(*requests: dict[str, Any], **options: Any) -> list[str]:
         {"max_tokens": 5}, {"stream": True}, {"stop": None}, {"extra_body": {"top_k": 1}}, {"user": "ada"},
         {"extra_headers": {"OpenAI-Organization": "o"}}, {"extra_headers": {"anthropic-beta": "x"}},
     ],
-    ids=repr,
+    ids=shown,
 )  # fmt: skip
 def test_what_changes_the_answer_is_part_of_the_key(change: dict[str, Any]) -> None:
     one, other = keys(BASE, {**BASE, **change})
@@ -198,7 +199,7 @@ def test_what_changes_the_answer_is_part_of_the_key(change: dict[str, Any]) -> N
         {"api_key": "secret"}, {"timeout": 5}, {"extra_headers": {"User-Agent": "x"}}, {"max_retries": 3},
         {"headers": {"Authorization": "x"}}, {"top_p": openai.NOT_GIVEN}, {"temperature": 0.0}, {"user_agent": "x"},
     ],
-    ids=repr,
+    ids=shown,
 )  # fmt: skip
 def test_what_only_says_how_to_ask_is_not_part_of_the_key(change: dict[str, Any]) -> None:
     one, other = keys(BASE, {**BASE, **change})
@@ -237,7 +238,7 @@ def test_a_key_shows_the_model_and_nothing_of_the_prompt() -> None:
         ({"temperature": openai.NOT_GIVEN}, True),
         ({"temperature": 0, "extra_body": {"temperature": 1}}, True), ({"temperature": 0, "extra_body": {}}, False),
     ],
-    ids=repr,
+    ids=shown,
 )  # fmt: skip
 def test_samples_are_told_apart_where_the_temperature_makes_several(request_: dict[str, Any], several: bool) -> None:
     with CacheManager(redis_enabled=False) as cache:
@@ -350,7 +351,7 @@ def test_a_value_without_an_end_is_refused() -> None:
         ({"most_chunks": 0}, "most_chunks: a number of 1"), ({"exclude": [1]}, "exclude: give the names"),
         ({"scope": object()}, "scope: a builtins.object"),
     ],
-    ids=repr,
+    ids=shown,
 )  # fmt: skip
 def test_an_option_that_cannot_be_used_is_named(options: dict[str, Any], problem: str) -> None:
     with CacheManager(redis_enabled=False) as cache, pytest.raises(CacheArgumentError, match=problem):

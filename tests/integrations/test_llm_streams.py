@@ -11,6 +11,7 @@ import pytest
 from magnus_cache import AsyncCacheManager, CacheError, CacheManager, CacheTypeError
 from magnus_cache.integrations.llm import AsyncLLMStream, LLMCache, LLMStream
 from tests.support.loaders import SourceError
+from tests.support.parameters import shown
 from tests.support.wait import lapse_async, wait_until, wait_until_async
 
 pytestmark = pytest.mark.anyio
@@ -277,7 +278,7 @@ async def test_a_stale_stream_is_replayed_while_a_new_one_is_collected(cache: As
     await wait_until_async(lambda: source.closed == source.calls == 2)
 
 
-@pytest.mark.parametrize("answer", ["text", {"a": 1}, iter(["a"]), [1]], ids=repr)
+@pytest.mark.parametrize("answer", ["text", {"a": 1}, iter(["a"]), [1]], ids=shown)
 async def test_what_is_no_stream_is_refused(cache: AsyncCacheManager, answer: Any) -> None:
     async def ask(**_: Any) -> Any:
         return answer
@@ -412,7 +413,7 @@ def test_a_blocking_stream_that_is_too_long_passes_through(blocking: CacheManage
     wait_until(lambda: source.closed == source.calls == 3)
 
 
-@pytest.mark.parametrize("answer", ["text", {"a": 1}, 1], ids=repr)
+@pytest.mark.parametrize("answer", ["text", {"a": 1}, 1], ids=shown)
 def test_what_is_no_blocking_stream_is_refused(blocking: CacheManager, answer: Any) -> None:
     with pytest.raises(CacheTypeError, match="a stream is needed"):
         llm_of(blocking).call(lambda **_: answer, model="m", stream=True)
