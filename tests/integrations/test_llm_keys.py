@@ -23,6 +23,7 @@ from magnus_cache import CacheArgumentError, CacheManager, CacheTypeError
 from magnus_cache.integrations.llm import LLMCache
 from magnus_cache.integrations.llm.keys import digest_of
 from tests.support.llm_requests import REQUEST, Base, Human, ask
+from tests.support.parameters import shown
 from tests.support.programs import output_of
 
 # -- the canonical form ---------------------------------------------------------------------------------------
@@ -155,7 +156,6 @@ def test_values_that_ask_the_same_are_equal(one: Any, other: Any) -> None:
 SCRIPT = """
 from magnus_cache.integrations.llm.requests import RequestMaker
 from tests.support.llm_requests import REQUEST, ask
-from tests.support.parameters import shown
 print(RequestMaker((), None).make(ask, REQUEST, 0).key, end="")
 """
 

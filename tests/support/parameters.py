@@ -11,4 +11,5 @@ _ADDRESS: Final = re.compile(r" at 0x[0-9a-f]+")
 
 def shown(value: object) -> str:
     """Return a parameter as text: with sets in order, and without the addresses of objects."""
-    return _ADDRESS.sub("", pformat(value, width=10_000, compact=True))
+    # Only what does not fit into a line is put in order.
+    return _ADDRESS.sub("", " ".join(pformat(value, width=1).split()))
