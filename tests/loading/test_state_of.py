@@ -61,6 +61,7 @@ async def test_a_value_that_is_gone_for_its_callers_is_loaded_once_for_the_fleet
         assert await caches[0].get_or_set(namespace, "k", source.load) == 1
         for cache in caches:
             assert await cache.get_or_set(namespace, "k", source.load, state_of=says(FRESH)) == 1
+            assert cache.sync.get_or_set(namespace, "k", source.load_blocking, state_of=says(FRESH)) == 1
         source.gate.clear()
         calls = [
             asyncio.ensure_future(cache.get_or_set(namespace, "k", source.load, state_of=says(GONE)))
