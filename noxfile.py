@@ -3,6 +3,7 @@
 import shutil
 import sys
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
 
 import nox
@@ -118,17 +119,23 @@ LITELLM = ("litellm>=1.60", "fastapi", "soundfile")
 
 
 @nox.session
-@nox.parametrize("library", ["langchain", "litellm"])
-def llm(session: nox.Session, library: str) -> None:
-    """Run LangChain's own tests of caches and stores, its client of OpenAI, and LiteLLM, on this cache.
+def langchain(session: nox.Session) -> None:
+    """Run LangChain's own tests of caches and stores, and its client of OpenAI, on this cache.
 
-    Not with the other tests: LangChain's bring many plugins of pytest, and LiteLLM needs versions of its own.
+    Not with the other tests: LangChain's bring many plugins of pytest.
     """
     install(session, "test")
-    session.install(*(LANGCHAIN if library == "langchain" else LITELLM))
-    # Their marks and their settings of the event loop are not for our tests.
-    others = [f"-pno:{plugin}" for plugin in ("asyncio", "codspeed", "recording", "socket", "syrupy")]
-    session.run("python", "-m", "pytest", *others, f"tests/foreign/{library}.py", *session.posargs)
+    session.install(*LANGCHAIN)
+    # Its settings of the event loop are not for our tests.
+    session.run("python", "-m", "pytest", "-pno:asyncio", "tests/foreign/langchain.py", *session.posargs)
+
+
+@nox.session
+def litellm(session: nox.Session) -> None:
+    """Run LiteLLM on this cache; not with the other tests, as it needs versions of its own."""
+    install(session, "test")
+    session.install(*LITELLM)
+    session.run("python", "-m", "pytest", "tests/foreign/litellm.py", *session.posargs)
 
 
 @nox.session
@@ -338,7 +345,7 @@ def foreign_flask(session: nox.Session, project: str) -> None:
     session.run("python", "-m", "tests.foreign.flask", project, str(unpacked(session, project)))
 
 
-FOREIGN = {
+FOREIGN: dict[str, Callable[[nox.Session], None]] = {
     "django": foreign_django,
     "cachelib": lambda session: foreign_flask(session, "cachelib"),
     "flask-caching": lambda session: foreign_flask(session, "flask-caching"),

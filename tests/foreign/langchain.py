@@ -1,4 +1,4 @@
-"""LangChain's own standard tests on our cache and store, and its clients: `nox -s llm` runs this module."""
+"""LangChain's own standard tests on our cache and store, and its clients: `nox -s langchain` runs this module."""
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator

@@ -1,4 +1,4 @@
-"""LiteLLM with our cache, against a local service: `nox -s llm` runs this module, in an environment of its own."""
+"""LiteLLM with our cache, against a local service: `nox -s litellm` runs this module, in an environment of its own."""
 
 import asyncio
 from collections.abc import Iterator

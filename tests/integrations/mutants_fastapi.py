@@ -1,8 +1,12 @@
-"""The guards that the tests of FastAPI and Starlette see missing."""
+"""The guards that the tests of FastAPI and Starlette see missing.
+
+Not among them: the threads of their own for endpoints that threads wait for. Without those, threads wait for each
+other, and the process does not end.
+"""
 
 from typing import Final
 
-from magnus_cache.integrations.fastapi import answers, eviction, hooks, http_rules, records, varying
+from magnus_cache.integrations.fastapi import answers, eviction, http_rules, records, varying
 from tests.support.guards import guard, nothing, put, rewrite
 
 HERE: Final = "tests/integrations/test_fastapi.py"
@@ -115,11 +119,6 @@ def without_leaving_alone_the_endpoint_of_a_request_that_has_been_answered() -> 
 @guard(f"{HERE}::test_each_waiter_has_an_exception_of_its_own")
 def without_a_copy_of_an_exception_for_each() -> None:
     put(answers, "copy_of", lambda error: error)
-
-
-@guard(f"{HERE}::test_a_stampede_runs_the_endpoint_once[asyncio-valkey-True-dependency]")
-def without_threads_for_the_endpoints_that_threads_wait_for() -> None:
-    rewrite(hooks._in_thread, "limiter=threads", "limiter=None")
 
 
 @guard(f"{EVICTION}::test_what_was_read_before_the_commit_does_not_stay")

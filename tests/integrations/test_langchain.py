@@ -1,4 +1,4 @@
-"""LangChain's models and stores on this cache; `nox -s llm` runs LangChain's own tests of both."""
+"""LangChain's models and stores on this cache; `nox -s langchain` runs LangChain's own tests of both."""
 
 import asyncio
 import threading

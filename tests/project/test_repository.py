@@ -36,7 +36,7 @@ TESTS = {
 LIBRARY = [
     name
     for name in SOURCES
-    # LiteLLM is in no environment of these tests; `nox -s llm` imports this module.
+    # LiteLLM is in no environment of these tests; `nox -s litellm` imports this module.
     if not name.endswith("__main__") and name != "magnus_cache.integrations.litellm"
 ]
 
