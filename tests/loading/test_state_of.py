@@ -61,7 +61,6 @@ async def test_a_value_that_is_gone_for_its_callers_is_loaded_once_for_the_fleet
         assert await caches[0].get_or_set(namespace, "k", source.load) == 1
         for cache in caches:
             assert await cache.get_or_set(namespace, "k", source.load, state_of=says(FRESH)) == 1
-            assert cache.sync.get_or_set(namespace, "k", source.load_blocking, state_of=says(FRESH)) == 1
         source.gate.clear()
         calls = [
             asyncio.ensure_future(cache.get_or_set(namespace, "k", source.load, state_of=says(GONE)))
@@ -116,6 +115,17 @@ def test_an_early_value_is_refreshed_for_a_thread_too(url: str) -> None:
         assert cache.get_or_set("t", "k", load, state_of=says(EARLY)) == 1
         wait_until(lambda: cache.get("t", "k") == 2)
         assert len(threads) == 2
+
+
+def test_a_thread_is_asked_about_a_value_that_is_in_redis_alone(url: str) -> None:
+    with CacheManager(redis_url=url) as cache:
+        source, far = Source(), Namespace("t", l1=False)
+        cache.set(far, "other", 1)
+        for _ in range(20):
+            # Threads ask Redis by themselves, once their connection is there.
+            cache.get(far, "other")
+        for state, value in ((FRESH, 1), (FRESH, 1), (GONE, 2), (FRESH, 2)):
+            assert cache.get_or_set(far, "k", source.load_blocking, state_of=says(state)) == value
 
 
 async def test_the_age_is_that_of_the_value_in_each_process(url: str) -> None:
