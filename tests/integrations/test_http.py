@@ -382,7 +382,9 @@ async def test_callers_at_the_same_time_make_one_request(ask_with: Asking, origi
     assert origin.count("/a") == 1
 
 
-async def test_what_is_not_stored_is_not_shared_and_nobody_waits_in_line(ask_with: Asking, origin: Origin) -> None:
+async def test_what_is_not_stored_is_not_shared_and_nobody_waits_in_line(
+    ask_with: Asking, origin: Origin, url: str
+) -> None:
     barrier = threading.Barrier(5)
 
     def answer(_: Seen) -> Reply:
@@ -391,9 +393,9 @@ async def test_what_is_not_stored_is_not_shared_and_nobody_waits_in_line(ask_wit
             barrier.wait(10)
         return Reply({"cache-control": "no-store"}, str(origin.count("/a")).encode())
 
-    url = origin.says("/a", answer)
-    async with ask_with() as ask:
-        got = await asyncio.gather(*(ask(url) for _ in range(6)))
+    there = origin.says("/a", answer)
+    async with ask_with() as ask, AsyncCacheManager(redis_url=url) as elsewhere, asking("httpx", elsewhere) as peer:
+        got = await asyncio.gather(*(each(there) for each in (ask, peer) * 3))
     assert origin.count("/a") == 6
     assert {each.origin for each in got} == {"miss"}
 
@@ -542,6 +544,7 @@ async def test_a_change_invalidates_the_url_for_all_users_and_processes(
         origin.seen.clear()
         for _ in range(2):
             assert [(await each(there, authorization="a")).text for each in (ask, peer)] == ["1", "1"]
+        assert origin.count("/a") == 1
         assert (await ask(other)).origin == "hit"
 
 

@@ -13,7 +13,7 @@ def without_turning_down_the_value_that_is_gone_for_the_caller() -> None:
     rewrite(stale.StalePolicy._judged, "request._replace(unwanted=entry.version)", "request")
 
 
-@guard(f"{HERE}::test_a_value_that_is_gone_for_its_callers_is_loaded_once_for_the_fleet")
+@guard(f"{HERE}::test_a_thread_is_asked_about_a_value_that_is_in_redis_alone")
 def without_the_entry_of_a_value_that_is_in_redis_alone() -> None:
     def unchanged(request: Any) -> Any:
         return request

@@ -117,6 +117,17 @@ def test_an_early_value_is_refreshed_for_a_thread_too(url: str) -> None:
         assert len(threads) == 2
 
 
+def test_a_thread_is_asked_about_a_value_that_is_in_redis_alone(url: str) -> None:
+    with CacheManager(redis_url=url) as cache:
+        source, far = Source(), Namespace("t", l1=False)
+        cache.set(far, "other", 1)
+        for _ in range(20):
+            # Threads ask Redis by themselves, once their connection is there.
+            cache.get(far, "other")
+        for state, value in ((FRESH, 1), (FRESH, 1), (GONE, 2), (FRESH, 2)):
+            assert cache.get_or_set(far, "k", source.load_blocking, state_of=says(state)) == value
+
+
 async def test_the_age_is_that_of_the_value_in_each_process(url: str) -> None:
     ages = list[float]()
 

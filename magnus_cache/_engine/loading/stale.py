@@ -23,7 +23,7 @@ from magnus_cache._engine.runtime.waiters import running_loop
 from magnus_cache._engine.store.reads import Reads
 from magnus_cache._engine.store.records import LARGE, MISS, KeyRef
 from magnus_cache.errors import CacheDeadlockError, CacheError, CacheTimeoutError, CacheTypeError
-from magnus_cache.freshness import NO_POLICY, Freshness, FreshnessState, classify
+from magnus_cache.freshness import Freshness, FreshnessState, classify
 
 __all__ = ["StalePolicy"]
 
@@ -333,6 +333,6 @@ class StalePolicy:
 def _with_entry(request: LoadRequest[T]) -> LoadRequest[T]:
     """Return a request whose read returns an entry."""
     ref = request.ref
-    if ref.freshness is not NO_POLICY:
+    if not ref.is_far:
         return request
     return request._replace(ref=KeyRef(ref.namespace, ref.name, ref.counters, ref.epoch_names, _ENTRIES))
