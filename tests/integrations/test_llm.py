@@ -15,7 +15,7 @@ from openai.types.chat import ChatCompletion, ChatCompletionChunk
 from magnus_cache import AsyncCacheManager, CacheArgumentError, CacheManager, CacheTypeError, get_cache_manager
 from magnus_cache.embedded import EmbeddedServer
 from magnus_cache.integrations.llm import LLMCache, LLMPrice, TokenCounts, is_unfinished
-from magnus_cache.testing import Proxy
+from magnus_cache.testing import Proxy, virtual_clock
 from tests.support.llm_requests import ask
 from tests.support.llm_server import LLMServer
 from tests.support.loaders import SourceError
@@ -54,6 +54,30 @@ def counted(answer: Any) -> tuple[list[dict[str, Any]], Callable[..., Any]]:
         return answer
 
     return calls, call
+
+
+def test_a_refresh_asks_what_was_asked_and_not_what_the_program_has_made_of_it() -> None:
+    asked, gate, refreshed = list[Any](), threading.Event(), threading.Event()
+
+    def call(**request: Any) -> Any:
+        if asked:
+            assert gate.wait(10)
+            refreshed.set()
+        asked.append([message["content"] for message in request["messages"]])
+        return asked[-1]
+
+    with virtual_clock() as clock, CacheManager(redis_enabled=False) as cache:
+        llm = LLMCache(cache, scope="x", ttl=10, grace=60, soft_timeout=0)
+        conversation = [{"role": "user", "content": "one"}]
+        llm.call(call, model="m", messages=conversation)
+        clock.advance(11)
+        llm.call(call, model="m", messages=conversation)
+        conversation[0]["content"] = "changed"
+        conversation.append({"role": "user", "content": "two"})
+        gate.set()
+        assert refreshed.wait(10)
+        wait_until(lambda: len(asked) == 2)
+    assert asked == [["one"], ["one"]]
 
 
 def test_a_request_is_asked_once(blocking: CacheManager, url: str) -> None:
@@ -189,7 +213,7 @@ NOT_STORED: list[Any] = [
     message("end_turn", "server_tool_use"), response("incomplete"), response("failed"), response("in_progress"),
     response("completed", {"type": "web_search_call"}), response("completed", {"type": "mcp_call"}),
     response("completed", {"type": "message", "content": [{"type": "refusal"}]}),
-    [chunk(), chunk("length")], [chunk()], [chunk("stop", 0), chunk(None, 1)],
+    [chunk(), chunk("length")], [chunk()], [{"choices": []}], [chunk("stop", 0), chunk(None, 1)],
     [{"type": "message_start", "message": message()}],
     [{"type": "message_delta", "delta": {"stop_reason": "max_tokens"}}, {"type": "message_stop"}],
     [{"type": "response.created"}, {"type": "response.incomplete"}], [{"type": "message_start"}, {"type": "error"}],

@@ -18,9 +18,9 @@ from uuid import UUID
 
 from magnus_cache import CacheArgumentError, CacheTypeError
 
-__all__ = ["digest_of", "is_unset"]
+__all__ = ["DEEPEST", "digest_of", "is_unset"]
 
-_DEEPEST: Final = 100
+DEEPEST: Final = 100
 _CLIENTS: Final = frozenset({"openai", "anthropic"})
 """Libraries that send of a model what was set, as if it were a dict."""
 
@@ -52,7 +52,7 @@ _Put = Callable[[bytes], object]
 
 def _feed(value: Any, put: _Put, place: str, depth: int) -> None:
     """Put the bytes of a value."""
-    if depth > _DEEPEST:
+    if depth > DEEPEST:
         raise CacheArgumentError(place.partition(".")[0].partition("[")[0], "it is nested deeper than 100 levels")
     depth += 1
     match value:

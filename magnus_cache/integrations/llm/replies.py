@@ -104,9 +104,11 @@ def _has_ended(chunks: Sequence[Any]) -> bool:
     kinds = [kind for chunk in chunks if isinstance(kind := field_of(chunk, "type"), str) and kind.startswith(_EVENTS)]
     if kinds:
         return any(kind in _END_EVENTS for kind in kinds)
+    told = any(isinstance(field_of(chunk, "choices"), list | tuple) for chunk in chunks)
     begun, ended = set[Any](), set[Any]()
     for choice in (choice for chunk in chunks for choice in _items(chunk, "choices")):
         begun.add(field_of(choice, "index"))
         if field_of(choice, "finish_reason"):
             ended.add(field_of(choice, "index"))
-    return begun == ended
+    # Azure tells what it thinks of the prompt before the first choice.
+    return begun == ended and (bool(begun) or not told)

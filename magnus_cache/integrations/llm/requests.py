@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import Any, Final
 
 from magnus_cache import CacheArgumentError, CacheTypeError
-from magnus_cache.integrations.llm.keys import digest_of, is_unset
+from magnus_cache.integrations.llm.keys import DEEPEST, digest_of, is_unset
 from magnus_cache.integrations.llm.prices import field_of
 
 __all__ = ["NOT_IN_KEYS", "Request", "RequestMaker"]
@@ -34,7 +34,8 @@ class Request:
     """A call of a model.
 
     :ivar function: the function to call.
-    :ivar arguments: by keyword.
+    :ivar arguments: by keyword. Lists and dicts are copies: the call may run later, as a refresh, when the program has
+        added to its list of messages. The key is that of the present ones.
     :ivar key: in the namespace: the model and a digest.
     :ivar model: the name of the model, or None.
     :ivar streams: whether the function returns a stream.
@@ -44,7 +45,7 @@ class Request:
 
     def __init__(self, function: Callable[..., Any], arguments: Mapping[str, Any], key: str) -> None:
         self.function = function
-        self.arguments = dict(arguments)
+        self.arguments = {name: _copied(value) for name, value in arguments.items()}
         self.key = key
         model = arguments.get("model")
         self.model = model if isinstance(model, str) else None
@@ -98,6 +99,15 @@ class RequestMaker:
         model = asked.get("model")
         plain = isinstance(model, str) and _PLAIN.fullmatch(model)
         return Request(function, arguments, f"{model}/{digest}" if plain else digest)
+
+
+def _copied(value: Any, depth: int = 0) -> Any:
+    """Return a value with copies of its lists and dicts. What is in them otherwise is not copied."""
+    if depth > DEEPEST:
+        return value
+    if type(value) in (list, tuple):
+        return type(value)(_copied(item, depth + 1) for item in value)
+    return {name: _copied(item, depth + 1) for name, item in value.items()} if type(value) is dict else value
 
 
 def _is_exact(arguments: Mapping[str, Any]) -> bool:
