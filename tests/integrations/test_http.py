@@ -17,7 +17,7 @@ from magnus_cache.integrations.http import Rule
 from magnus_cache.testing import VirtualClock, virtual_clock
 from tests.support.http_clients import KINDS, Asked, Got, asking
 from tests.support.origin import Origin, Reply, Seen, serving
-from tests.support.wait import nothing_happens_for, wait_until_answered, wait_until_async
+from tests.support.wait import nothing_happens_for, nothing_happens_for_async, wait_until_answered, wait_until_async
 
 pytestmark = pytest.mark.anyio
 
@@ -348,6 +348,26 @@ async def test_a_server_that_asks_for_it_is_left_alone_by_the_whole_fleet(
     assert origin.count("/a") == 1
 
 
+async def test_an_error_with_no_store_takes_no_stale_response_away(
+    ask_with: Asking, origin: Origin, clock: VirtualClock
+) -> None:
+    url = origin.says("/a", Reply({"cache-control": "max-age=1, stale-if-error=600"}, b"page"))
+    async with ask_with() as ask:
+        await ask(url)
+        clock.advance(10)
+        origin.says("/a", Reply({"cache-control": "private, no-store"}, b"gateway", 502))
+        for _ in range(2):
+            got = await ask(url)
+            assert (got.text, got.origin) == ("page", "stale")
+
+
+async def test_an_error_that_is_too_large_to_store_is_obeyed_too(ask_with: Asking, origin: Origin, url: str) -> None:
+    there = origin.says("/a", Reply({"retry-after": "60"}, b"x" * 5000, 503))
+    async with ask_with(namespace=Namespace("small", max_value_bytes=2000)) as ask:
+        assert [(await ask(there)).status for _ in range(2)] == [503, 503]
+    assert origin.count("/a") == 1
+
+
 async def test_stale_is_served_while_a_server_is_left_alone(
     ask_with: Asking, origin: Origin, clock: VirtualClock
 ) -> None:
@@ -473,6 +493,68 @@ async def test_a_shared_store_shares_what_the_server_lets_it(ask_with: Asking, o
         assert [(await ask(f"{silent}?1")).origin for _ in range(2)] == ["miss", "hit"]
 
 
+def user_of(seen: Seen) -> bytes:
+    return seen.headers.get("authorization", "").encode()
+
+
+async def test_a_shared_store_gives_credentials_nothing_of_an_anonymous_user(ask_with: Asking, origin: Origin) -> None:
+    url = origin.says("/a", lambda seen: Reply({"cache-control": "max-age=60"}, user_of(seen)))
+    users: list[dict[str, str]] = [{}, {"authorization": "a"}]
+    async with ask_with(shared=True) as ask:
+        for _ in range(2):
+            assert [(await ask(url, **user)).text for user in users] == ["", "a"]
+
+
+async def test_a_shared_store_leaves_a_server_alone_for_one_user_only(ask_with: Asking, origin: Origin) -> None:
+    def answer(seen: Seen) -> Reply:
+        return Reply({"retry-after": "60"}, b"", 429) if user_of(seen) == b"a" else Reply()
+
+    url = origin.says("/a", answer)
+    async with ask_with(shared=True) as ask:
+        assert [(await ask(url, authorization=user)).status for user in "aba"] == [429, 200, 429]
+    assert origin.count("/a") == 2
+
+
+async def asked_together(ask: Asked, origin: Origin, url: str, answer: Callable[[Seen], Reply]) -> list[Got]:
+    """Let two users ask at the same time: the second waits for the load of the first."""
+    gate = threading.Event()
+
+    def gated_answer(seen: Seen) -> Reply:
+        assert gate.wait(10)
+        return answer(seen)
+
+    before = len(origin.seen)
+    origin.says("/a", gated_answer)
+    waiting = [asyncio.ensure_future(ask(url, authorization=user)) for user in "ab"]
+    await wait_until_async(lambda: len(origin.seen) > before)
+    await nothing_happens_for_async(0.1)
+    gate.set()
+    return await asyncio.gather(*waiting)
+
+
+async def test_no_user_of_a_shared_store_gets_the_error_of_another(ask_with: Asking, origin: Origin) -> None:
+    url = origin.says("/a", Reply())
+    async with ask_with(shared=True) as ask:
+        got = await asked_together(ask, origin, url, lambda seen: Reply({}, user_of(seen), 500))
+    assert [each.text for each in got] == ["a", "b"]
+
+
+async def test_no_user_of_a_shared_store_gets_the_cookie_of_another_with_a_304(
+    ask_with: Asking, origin: Origin
+) -> None:
+    fields = {"cache-control": "public, max-age=0", "etag": '"1"'}
+    url = origin.says("/a", Reply(fields, b"page"))
+
+    def answer(seen: Seen) -> Reply:
+        named = {**fields, "set-cookie": f"id={user_of(seen).decode()}"}
+        return Reply(named, b"", 304) if "if-none-match" in seen.headers else Reply(named, b"page")
+
+    async with ask_with(shared=True) as ask:
+        await ask(url, authorization="first")
+        got = await asked_together(ask, origin, url, answer)
+    assert [(each.text, each.headers.get("set-cookie")) for each in got] == [("page", "id=a"), ("page", "id=b")]
+
+
 async def test_cookies_are_stored_if_they_may(ask_with: Asking, origin: Origin) -> None:
     url = origin.counts("/a", cache_control="max-age=60", set_cookie="a=1")
     async with ask_with(store_cookies=True) as ask:
@@ -558,6 +640,11 @@ async def test_a_change_that_failed_invalidates_nothing_but_one_without_an_answe
         origin.says("/a", Reply(status=409))
         assert (await ask(url, "POST")).status == 409
         assert (await ask(url)).origin == "hit"
+        # A gateway that waits no longer does not know either.
+        origin.says("/a", Reply(status=504))
+        assert (await ask(url, "POST")).status == 504
+        origin.says("/a", counted)
+        assert (await ask(url)).origin == "miss"
         origin.says("/a", broken)
         with pytest.raises(Exception, match=r"(?i)disconnected|aborted"):
             await ask(url, "POST")

@@ -79,6 +79,26 @@ def test_no_credential_is_in_a_key_a_tag_or_a_source(secret: str) -> None:
     assert not has_credentials(head([("accept", "a"), ("user-agent", "b"), ("idempotency-key", "c")]))
 
 
+@pytest.mark.parametrize(
+    "secret",
+    ["bot123456:AAHdqTcvCH1vGWJxfSeofSAs0K5PALDsaw", "9aa3d95b3bc440fa88ea12eaa4456161", "XyZabcdefghijklmnopqrstu"],
+)
+def test_a_credential_in_the_path_is_not_readable(secret: str) -> None:
+    made_of = key_of(Policy({}), head(url=f"https://host/v1/{secret}/quotes"), b"")
+    assert made_of.startswith("GET:https://host/v1/.../quotes#")
+    assert made_of != key_of(Policy({}), head(url="https://host/v1/.../quotes"), b"")
+
+
+def test_a_client_certificate_is_a_credential() -> None:
+    assert has_credentials(head([("client certificate", "'/a.pem'")]))
+
+
+def test_a_url_has_one_tag_in_all_spellings_of_the_clients() -> None:
+    urls = ("https://host", "https://host/", "https://a:b@host/", "https://HOST:443/")
+    assert len({tag_of(Policy({}), url) for url in urls}) == 1
+    assert tag_of(Policy({}), "http://host:443/") != tag_of(Policy({}), "https://host/")
+
+
 def test_another_host_is_another_key_and_a_secret_makes_others() -> None:
     keys = [key_of(Policy({}), head(fields), b"") for fields in ([], [("host", "host")], [("host", "other")])]
     assert keys[0] == keys[1] != keys[2]

@@ -5,7 +5,7 @@ from typing import Any, Final, NamedTuple
 
 from magnus_cache.integrations.http.fields import Fields
 
-__all__ = ["PASS", "Answer", "Refused", "made", "new_stamp", "restored"]
+__all__ = ["PASS", "Answer", "Refused", "bodiless", "made", "new_stamp", "restored"]
 
 _FORMAT: Final = 1
 
@@ -50,6 +50,12 @@ def made(status: int, **parts: Any) -> Answer:
         "reason": "", "fields": (), "body": b"", "age": 0.0, "fresh": 0.0, "life": 0.0, "vary": (),
     }  # fmt: skip
     return Answer(_FORMAT, new_stamp(), status, **{**empty, **parts})
+
+
+def bodiless(answer: Answer) -> Answer:
+    """Return an answer without its body, which may be too large to be stored."""
+    about = {"content-encoding", "content-length", "content-type"}
+    return answer._replace(body=b"", fields=tuple(field for field in answer.fields if field[0] not in about))
 
 
 def restored(value: object) -> Answer | None:

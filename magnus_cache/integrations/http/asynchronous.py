@@ -8,8 +8,14 @@ from time import monotonic
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, Unpack
 
-from magnus_cache import AsyncCacheManager, CacheManager, CacheUnavailableError, get_async_cache_manager
-from magnus_cache.integrations.http.answers import PASS, Answer, Refused, restored
+from magnus_cache import (
+    AsyncCacheManager,
+    CacheEncodeError,
+    CacheManager,
+    CacheUnavailableError,
+    get_async_cache_manager,
+)
+from magnus_cache.integrations.http.answers import PASS, Answer, Refused, bodiless, restored
 from magnus_cache.integrations.http.download import Download, Reading, ended
 from magnus_cache.integrations.http.exchange import ORIGIN, Exchange, Step, Way, invalidated_by, is_complete, way_of
 from magnus_cache.integrations.http.keys import Head
@@ -95,7 +101,12 @@ class AsyncCacheTransport(Transport):  # type: ignore[misc]  # see above
 
     async def _answered(self, request: Any, exchange: Exchange) -> Any:
         for _ in range(_FORMS):
-            got = await self._got(request, exchange)
+            try:
+                got = await self._got(request, exchange)
+            except Refused as refused:
+                if exchange.is_for_caller(refused):
+                    raise
+                break
             if not isinstance(got, tuple):
                 return got
             answer = restored(got)
@@ -235,7 +246,7 @@ class AsyncCacheTransport(Transport):  # type: ignore[misc]  # see above
         if refused:
             answer = answer._replace(body=download.body)
             if answer.life:
-                await self._manager.set(self._policy.resolved, exchange.source, tuple(answer), ttl=answer.life)
+                await self._pause(exchange, answer)
             raise Refused(answer)
         head = answer_of(response)
         if not is_complete(exchange.head.method, head.status, head.fields, download.size, framed=is_framed(response)):
@@ -249,6 +260,13 @@ class AsyncCacheTransport(Transport):  # type: ignore[misc]  # see above
         if not exchange.offer(live):
             await response.aclose()
         return tuple(exchange.mark())
+
+    async def _pause(self, exchange: Exchange, answer: Answer) -> None:
+        store = partial(self._manager.set, self._policy.resolved, exchange.source, ttl=answer.life)
+        try:
+            await store(tuple(answer))
+        except CacheEncodeError:
+            await store(tuple(bodiless(answer)))
 
     async def _check_pause(self, exchange: Exchange) -> None:
         stored = await self._manager.get(self._policy.resolved, exchange.source)

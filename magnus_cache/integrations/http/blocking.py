@@ -6,8 +6,8 @@ from functools import partial
 from time import monotonic
 from typing import Any, Protocol
 
-from magnus_cache import AsyncCacheManager, CacheManager, CacheUnavailableError, get_cache_manager
-from magnus_cache.integrations.http.answers import PASS, Answer, Refused, restored
+from magnus_cache import AsyncCacheManager, CacheEncodeError, CacheManager, CacheUnavailableError, get_cache_manager
+from magnus_cache.integrations.http.answers import PASS, Answer, Refused, bodiless, restored
 from magnus_cache.integrations.http.exchange import ORIGIN, Exchange, Step, Way, invalidated_by, is_complete, way_of
 from magnus_cache.integrations.http.keys import Head
 from magnus_cache.integrations.http.options import HttpCacheOptions, Policy
@@ -129,8 +129,10 @@ class BlockingExchange:
                     self.policy.resolved, exchange.key, partial(self._fetch, client, exchange), exchange.life_of,
                     exchange.tags, skip_if=exchange.is_skipped, state_of=exchange.state_of, **exchange.options,
                 )  # fmt: skip
-            except Refused:
-                raise
+            except Refused as refused:
+                if exchange.is_for_caller(refused):
+                    raise
+                break
             except Exception as error:  # noqa: BLE001  # raised again
                 # No variable for it: a frame that refers to its own error is freed late, with the connection.
                 raise own_error(error, client.request)  # noqa: B904  # it says itself where it comes from
@@ -232,8 +234,15 @@ class BlockingExchange:
         if not refused:
             return tuple(answer)
         if answer.life:
-            self._manager.set(self.policy.resolved, exchange.source, tuple(answer), ttl=answer.life)
+            self._pause(exchange, answer)
         raise Refused(answer)
+
+    def _pause(self, exchange: Exchange, answer: Answer) -> None:
+        store = partial(self._manager.set, self.policy.resolved, exchange.source, ttl=answer.life)
+        try:
+            store(tuple(answer))
+        except CacheEncodeError:
+            store(tuple(bodiless(answer)))
 
 
 def _handed_over(exchange: Exchange, offered: _Offered) -> tuple[Any, ...]:

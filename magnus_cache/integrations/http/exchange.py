@@ -23,7 +23,16 @@ from magnus_cache.integrations.http.fields import (
     values_of,
 )
 from magnus_cache.integrations.http.freshness import Lifetime, lifetime_of, varies_by, windows_of
-from magnus_cache.integrations.http.keys import Head, address_of, key_of, source_of, tag_of, variant_of
+from magnus_cache.integrations.http.keys import (
+    Head,
+    address_of,
+    has_credentials,
+    key_of,
+    resource_of,
+    source_of,
+    tag_of,
+    variant_of,
+)
 from magnus_cache.integrations.http.options import SAFE, Policy
 
 __all__ = ["ORIGIN", "Exchange", "Step", "Way", "invalidated_by", "is_complete", "wall_clock", "way_of"]
@@ -87,15 +96,16 @@ def way_of(policy: Policy, head: Head) -> Way:
 def invalidated_by(policy: Policy, head: Head, status: int, fields: Fields) -> set[str]:
     """Return the tags that an unsafe request invalidates: of its URL, and of what its response names at the same host.
 
-    :param status: of its response; 0 if none came, which does not say that nothing happened.
+    :param status: of its response; 0 if none came. Neither that nor a failure of the server, such as a gateway's 504,
+        says that nothing happened.
     """
-    if status >= 400:
+    if 400 <= status < 500:
         return set()
-    tags, origin = {tag_of(policy, head.url)}, urlsplit(head.url)[:2]
+    tags, origin = {tag_of(policy, head.url)}, urlsplit(resource_of(head.url))[:2]
     for name in ("location", "content-location"):
         for value in values_of(fields, name):
             other = urljoin(head.url, value).partition("#")[0]
-            if urlsplit(other)[:2] == origin:
+            if urlsplit(resource_of(other))[:2] == origin:
                 tags.add(tag_of(policy, other))
     return tags
 
@@ -253,12 +263,15 @@ class Exchange:
             whole = self.seen._replace(stamp=new_stamp(), fields=merged_fields(self.seen.fields, answer.fields))
             # The age is that of the 304.
             aged = whole._replace(fields=(*whole.fields, *((n, v) for n, v in answer.fields if n == "age")))
-            return Step.UNMODIFIED, self._timed(whole, lifetime_of(
-                self.policy, self.head, self.rule, aged, now=now, delay=delay
-            ), "revalidated")  # fmt: skip
-        if answer.status == _MANY or (answer.status in _FAILURES and "no-store" not in directives(answer.fields)):
+            lifetime = lifetime_of(self.policy, self.head, self.rule, aged, now=now, delay=delay)
+            if lifetime is None and self.policy.shared:
+                # It has a cookie, or is private: not for those who wait for the same as well.
+                return Step.AGAIN, answer
+            return Step.UNMODIFIED, self._timed(whole, lifetime, "revalidated")
+        if answer.status == _MANY or (answer.status in _FAILURES and self._is_failure(answer)):
             wait = retry_after(answer.fields, now) if answer.status in {_MANY, 503} else None
             life = 0.0 if wait is None else min(wait, self.policy.max_pause)
+            self._fetched[answer.stamp] = "miss"
             return Step.REFUSED, answer._replace(fields=kept_fields(answer.fields, ("set-cookie",)), life=life)
         lifetime = lifetime_of(self.policy, self.head, self.rule, answer, now=now, delay=delay)
         if lifetime is None or self._is_too_long(answer):
@@ -266,6 +279,14 @@ class Exchange:
         return Step.KEEP, self._timed(answer._replace(
             fields=kept_fields(answer.fields), vary=variant_of(self.policy, self.head, varies_by(answer.fields) or ())
         ), lifetime, "miss")  # fmt: skip
+
+    def _is_failure(self, answer: Answer) -> bool:
+        """Whether an error is one for all who wait. One with no-store is not, unless they have a stale response.
+
+        Gateways put no-store on their errors, for which `stale-if-error` is meant as well.
+        """
+        has_stale = self.state in {FreshnessState.STALE, FreshnessState.EARLY}
+        return has_stale or "no-store" not in directives(answer.fields)
 
     def _is_too_long(self, answer: Answer) -> bool:
         stated = (value_of(answer.fields, "content-length") or "0").strip()
@@ -300,6 +321,11 @@ class Exchange:
         if origin != "miss":
             fields = [*(field for field in fields if field[0] != "age"), ("age", str(int(self.served)))]
         return [*fields, (ORIGIN, origin)]
+
+    def is_for_caller(self, refused: Refused) -> bool:
+        """Whether an error response is for this caller: in a shared store, that to another user's request is not."""
+        alone = self.policy.shared and has_credentials(self.head)
+        return not alone or refused.answer.stamp in self._fetched
 
     @property
     def may_serve(self) -> bool:
@@ -345,6 +371,7 @@ class Exchange:
         answer = restored(stored)
         if answer is None:
             return None
+        self._fetched[answer.stamp] = "miss"
         wait = max(1, math.ceil(answer.life if left is None else left))
         fields = [(name, value) for name, value in answer.fields if name != "retry-after"]
         return Refused(answer._replace(fields=(*fields, ("retry-after", str(wait)))))

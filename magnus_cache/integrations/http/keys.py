@@ -14,10 +14,23 @@ from urllib.parse import urlsplit
 from magnus_cache.integrations.http.fields import Fields, value_of
 from magnus_cache.integrations.http.options import Policy
 
-__all__ = ["Head", "address_of", "digest", "has_credentials", "key_of", "source_of", "tag_of", "variant_of"]
+__all__ = [
+    "Head",
+    "address_of",
+    "digest",
+    "has_credentials",
+    "key_of",
+    "resource_of",
+    "source_of",
+    "tag_of",
+    "variant_of",
+]
 
 _SHOWN: Final = 100
 """Characters of a path that a key shows."""
+
+_TELLING_PART: Final = re.compile(r"(?=[^/]*[0-9])[^/]{16,}|[^/._-]{24,}|[^/]*(?::|%3A)[^/]*", re.IGNORECASE)
+"""A part of a path that may be a credential, as in those of Telegram's bots, webhooks and providers of nodes."""
 
 _BUCKETS: Final = 4096
 
@@ -39,6 +52,7 @@ _FORM: Final = frozenset({"accept", "accept-charset", "accept-language", "conten
 
 _CREDENTIAL: Final = re.compile(
     r"auth|cookie|key|token|secret|session|passw|credential|signature|user|account|tenant|csrf|xsrf|identity"
+    r"|certificate|jwt|email|login|customer|organi[sz]ation"
 ).search
 
 
@@ -60,6 +74,12 @@ def address_of(url: str) -> str:
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
 
 
+def _shown(url: str) -> str:
+    site, slash, path = address_of(url).partition("://")[2].partition("/")
+    parts = ("..." if _TELLING_PART.fullmatch(part) else part for part in path.split("/"))
+    return f"{urlsplit(url).scheme}://{site}{slash}{'/'.join(parts)}"
+
+
 def digest(secret: bytes, parts: Iterable[bytes]) -> str:
     """Return a hash of parts, 32 characters. Other parts have another one, also if they are the same text in all."""
     found = blake2b(digest_size=16, key=secret, person=b"magnus_cache.htt")
@@ -69,14 +89,22 @@ def digest(secret: bytes, parts: Iterable[bytes]) -> str:
     return found.hexdigest()
 
 
-def _telling(policy: Policy, head: Head) -> list[tuple[str, str]]:
-    """Return the headers of a request that tell its user, or the form of the response."""
+def resource_of(url: str) -> str:
+    """Return a URL without fragment, user and password, in one spelling for the clients of all libraries."""
+    parts = urlsplit(url)
+    port = {"http": ":80", "https": ":443"}.get(parts.scheme, "")
+    host = parts.netloc.rpartition("@")[2].lower().removesuffix(port)
+    return parts._replace(netloc=host, path=parts.path or "/", fragment="").geturl()
+
+
+def _telling(policy: Policy, head: Head, *, shared: bool = False) -> list[tuple[str, str]]:
+    """Return the headers of a request that tell its user, or the form of the response; if shared, only the latter."""
     host = urlsplit(head.url).netloc.rpartition("@")[2]
     return sorted(
         (name, value)
         for name, value in head.fields
         if name not in _ANONYMOUS and name not in policy.ignored and not name.startswith(_ANONYMOUS_PREFIXES)
-        and (not policy.shared or name in _FORM) and (name, value) != ("host", host)
+        and (not shared or name in _FORM) and (name, value) != ("host", host)
     )  # fmt: skip
 
 
@@ -87,16 +115,24 @@ def has_credentials(head: Head) -> bool:
 
 
 def key_of(policy: Policy, head: Head, body: bytes) -> str:
-    """Return the key of a request's response. It shows method, host and path; all else is hashed."""
-    parts = [head.method, head.url, policy.identity, "shared" if policy.shared else "private"]
-    for name, value in _telling(policy, head):
+    """Return the key of a request's response.
+
+    It shows method, host and path, without the parts of the path that look like credentials. All else is hashed.
+    """
+    # What an anonymous user got is not for those with credentials, if the server does not say so.
+    whose = "private" if not policy.shared else "named" if has_credentials(head) else "shared"
+    parts = [head.method, head.url, policy.identity, whose]
+    for name, value in _telling(policy, head, shared=policy.shared):
         parts += [name, value]
     hashed = digest(policy.secret, [*(part.encode("utf-8", "surrogateescape") for part in parts), b"", body])
-    return f"{head.method}:{address_of(head.url)[:_SHOWN]}#{hashed}"
+    return f"{head.method}:{_shown(head.url)[:_SHOWN]}#{hashed}"
 
 
 def source_of(policy: Policy, head: Head) -> str:
-    """Return the key of what a server said to be left alone, by the user whom it said that to."""
+    """Return the key of what a server said to be left alone, by the user whom it said that to.
+
+    That user alone, also if the store is shared: others have limits of their own.
+    """
     address = urlsplit(address_of(head.url))
     parts = [policy.identity]
     for name, value in _telling(policy, head):
@@ -111,7 +147,8 @@ def tag_of(policy: Policy, url: str) -> str:
 
     It is one of 4096: Redis keeps an epoch for each tag that is in use.
     """
-    bucket = int(digest(policy.secret, [url.encode("utf-8", "surrogateescape")]), 16) % _BUCKETS
+    resource = resource_of(url).encode("utf-8", "surrogateescape")
+    bucket = int(digest(policy.secret, [resource]), 16) % _BUCKETS
     return f"http:{policy.namespace}:{bucket}"
 
 
