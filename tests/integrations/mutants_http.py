@@ -72,6 +72,11 @@ def without_asking_again_for_what_a_304_does_not_let_be_shared() -> None:
     rewrite(exchange.Exchange.received, "lifetime is None and self.policy.shared", "False")
 
 
+@guard(f"{CLIENTS}::test_a_304_may_name_what_selects_a_response")
+def without_the_vary_of_a_304() -> None:
+    rewrite(exchange.Exchange.received, "vary=variant_of(self.policy, self.head, names))", "reason=whole.reason)")
+
+
 @guard(f"{RULES}::test_a_credential_in_the_path_is_not_readable")
 def without_hiding_credentials_of_paths() -> None:
     put(keys, "_shown", keys.address_of)

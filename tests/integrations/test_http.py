@@ -555,6 +555,18 @@ async def test_no_user_of_a_shared_store_gets_the_cookie_of_another_with_a_304(
     assert [(each.text, each.headers.get("set-cookie")) for each in got] == [("page", "id=a"), ("page", "id=b")]
 
 
+async def test_a_304_may_name_what_selects_a_response(ask_with: Asking, origin: Origin) -> None:
+    def answer(seen: Seen) -> Reply:
+        fields = {"cache-control": "public, max-age=0", "etag": f'"{user_of(seen).decode()}"'}
+        if seen.headers.get("if-none-match") == fields["etag"]:
+            return Reply({**fields, "cache-control": "public, max-age=60", "vary": "Authorization"}, b"", 304)
+        return Reply(fields, user_of(seen))
+
+    url = origin.says("/a", answer)
+    async with ask_with(shared=True) as ask:
+        assert [(await ask(url, authorization=user)).text for user in "aaba"] == ["a", "a", "b", "a"]
+
+
 async def test_cookies_are_stored_if_they_may(ask_with: Asking, origin: Origin) -> None:
     url = origin.counts("/a", cache_control="max-age=60", set_cookie="a=1")
     async with ask_with(store_cookies=True) as ask:

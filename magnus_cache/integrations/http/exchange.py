@@ -261,6 +261,9 @@ class Exchange:
             if tag is not None and (known is None or not same_tag(tag, known)):
                 return Step.AGAIN, answer
             whole = self.seen._replace(stamp=new_stamp(), fields=merged_fields(self.seen.fields, answer.fields))
+            if (names := varies_by(whole.fields)) is not None:
+                # The 304 may name fields that the response did not: it is of this request's form then.
+                whole = whole._replace(vary=variant_of(self.policy, self.head, names))
             # The age is that of the 304.
             aged = whole._replace(fields=(*whole.fields, *((n, v) for n, v in answer.fields if n == "age")))
             lifetime = lifetime_of(self.policy, self.head, self.rule, aged, now=now, delay=delay)
