@@ -27,7 +27,7 @@ def without_the_number_of_a_sample_in_keys_of_requests() -> None:
 
 @guard(f"{CALLS}::test_a_refresh_asks_what_was_asked_and_not_what_the_program_has_made_of_it")
 def without_copies_of_the_lists_of_a_request() -> None:
-    put(requests, "_copied", lambda value: value)
+    put(requests, "_copied", lambda value, depth=0: value)
 
 
 @guard(f"{KEYS}::test_what_changes_the_answer_is_part_of_the_key")
