@@ -789,7 +789,7 @@ def test_a_filter_before_ours_is_part_of_the_key(queries: QueryCache, shop: Coun
 
 @pytest.mark.parametrize("changes", ["before_execute", "before_cursor_execute"])
 def test_a_filter_of_an_engine_never_crosses_over(queries: QueryCache, shop: Counting, changes: str) -> None:
-    user = 1
+    user: int | None = 1
 
     def of_statement(_: Any, clause: Any, multiple: Any, parameters: Any, __: Any) -> Any:
         return clause.where(User.id == user) if user else clause, multiple, parameters
