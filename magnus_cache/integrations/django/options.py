@@ -166,7 +166,7 @@ def _namespace(namespace: Any, codec: Any, where: str) -> str:
         if functions is None:
             return name
         # A name may be registered with a policy, such as ``seal=True``.
-        policy = {**default_registry.resolve(name).policy, "codec": functions}
+        policy: dict[str, Any] = {**default_registry.resolve(name).policy, "codec": functions}
         return Namespace(name, **policy)
     except CacheArgumentError as error:
         option = "codec" if error.argument == "codec" else "namespace"
