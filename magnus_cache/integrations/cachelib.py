@@ -24,6 +24,7 @@ from magnus_cache import (
     Namespace,
     get_cache_manager,
 )
+from magnus_cache._engine.policy.namespaces import default_registry
 from magnus_cache.integrations.models import library
 
 library("cachelib", extra="cachelib")
@@ -67,7 +68,8 @@ class MagnusCache(BaseCache):
     :param default_timeout: seconds, or a `timedelta`, for values that are stored without a timeout; 0 for no end.
     :param key_prefix: text before each key, or a function without arguments that returns it, called for each operation.
     :param ignore_delete_many_errors: of no effect, because no key fails to be deleted.
-    :param namespace: where the values are; a `Namespace` with a policy, or its name. Its ``ttl`` is `default_timeout`.
+    :param namespace: where the values are; a `Namespace` with a policy, or its name, which may be registered with
+        one. Its ``ttl`` is `default_timeout`.
     :param codec: how values are stored: None for the types that this cache stores, which never runs code;
         ``"pickle"``, or two functions ``(dumps, loads)``, for all that these store.
     :raises CacheArgumentError: for an argument that cannot be used, naming it.
@@ -184,9 +186,10 @@ class MagnusCache(BaseCache):
     def clear(self) -> bool:
         """Remove all values of the namespace; with a `key_prefix`, those whose key begins with it. Return True.
 
-        Without a prefix this is a single round trip. With one, Redis looks through its database.
+        Without a prefix this is a single round trip. With one, Redis looks through its database. Redis does not know
+        which keys of a sealed namespace begin with a prefix, so all its values are removed.
         """
-        prefix = self._key("")
+        prefix = "" if self.namespace.seal else self._key("")
         self.manager.clear(f"{self.namespace}:{_escaped(prefix)}*" if prefix else self.namespace)
         return True
 
@@ -217,7 +220,8 @@ def _policy(namespace: str) -> dict[str, Any]:
     """:raises CacheTypeError: for what is no name of a namespace."""
     if not isinstance(namespace, str):
         raise CacheTypeError("namespace", f"it is a str or a Namespace, not {type(namespace).__name__}")
-    return namespace.policy if isinstance(namespace, Namespace) else {}
+    # A name may be registered with a policy, such as ``seal=True``.
+    return default_registry.resolve(namespace).policy
 
 
 def _ttl(timeout: float | timedelta, argument: str) -> float:

@@ -39,3 +39,15 @@ def without_the_policy_of_a_namespace() -> None:
 @guard(f"{HERE}::test_a_codec_stores_what_it_can")
 def without_a_codec_of_the_users_choice() -> None:
     rewrite(cachelib.MagnusCache._store_by, '{**self._policy, "codec": functions}', "self._policy")
+
+
+@guard(f"{HERE}::test_a_name_has_the_policy_that_it_is_registered_with")
+def without_the_policy_of_a_registered_name() -> None:
+    rewrite(
+        cachelib._policy, "return default_registry.resolve(namespace).policy", "return getattr(namespace, 'policy', {})"
+    )
+
+
+@guard(f"{HERE}::test_a_name_has_the_policy_that_it_is_registered_with")
+def without_clearing_all_of_a_sealed_namespace() -> None:
+    rewrite(cachelib.MagnusCache.clear, '"" if self.namespace.seal else self._key("")', 'self._key("")')

@@ -61,3 +61,13 @@ def without_a_look_whether_a_response_is_rendered() -> None:
 @guard("tests/codec/test_typed_results.py::test_a_registration_may_serve_subclasses")
 def without_forgetting_classes_that_no_family_had() -> None:
     rewrite(registry._registered, "_in_families.clear()", "pass")
+
+
+@guard(f"{HERE}::test_a_name_has_the_policy_that_it_is_registered_with[valkey-plain]")
+def without_the_policy_that_a_name_is_registered_with() -> None:
+    rewrite(options._namespace, "return name\n", "return Namespace(name)\n")
+
+
+@guard(f"{HERE}::test_a_name_has_the_policy_that_it_is_registered_with[valkey-pickle]")
+def without_the_policy_that_a_name_with_a_codec_is_registered_with() -> None:
+    rewrite(options._namespace, "**default_registry.resolve(name).policy, ", "")

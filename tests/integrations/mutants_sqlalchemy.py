@@ -49,7 +49,7 @@ def without_leaving_out_older_snapshots() -> None:
     put(queries, "_is_aged", lambda connection, transaction, database: False)
 
 
-@guard(f"{HERE}::test_a_filter_that_a_listener_adds_never_crosses_over")
+@guard(f"{HERE}::test_a_filter_of_an_engine_never_crosses_over[valkey-before_cursor_execute]")
 def without_comparing_what_was_executed_with_the_key() -> None:
     rewrite(queries._run, "call.vary is None and", "False and")
 
@@ -100,3 +100,48 @@ def without_what_a_view_depends_on() -> None:
         self._head, self._depends = namespace, {}
 
     put(tables.Tags, "__init__", none)
+
+
+@guard(f"{HERE}::test_who_has_no_filter_leaves_nothing_for_those_who_have")
+def without_leaving_out_sessions_with_listeners() -> None:
+    put(queries, "_has_listeners", lambda session, *, after_ours: False)
+
+
+@guard(f"{HERE}::test_a_filter_of_an_engine_never_crosses_over[valkey-before_execute]")
+def without_leaving_out_engines_whose_listeners_change_statements() -> None:
+    put(queries, "_has_changing", lambda target: False)
+
+
+@guard(f"{HERE}::test_a_filter_of_an_engine_never_crosses_over[valkey-before_cursor_execute]")
+def without_comparing_what_was_sent_with_what_was_compiled() -> None:
+    put(connections, "_is_changed", lambda context, sql, parameters, *, many: False)
+
+
+@guard(f"{HERE}::test_comments_that_tracing_adds_change_nothing")
+def without_leaving_comments_out_of_what_was_sent() -> None:
+    rewrite(connections._is_changed, 'and _COMMENT.sub("", sql).strip() != _COMMENT.sub("", compiled).strip()', "")
+
+
+@guard(f"{HERE}::test_a_session_that_is_sent_elsewhere_gets_what_is_there")
+def without_asking_where_a_session_is_sent() -> None:
+    rewrite(queries.QueryCache._of_session, "**(bound or {})", "")
+
+
+@guard(f"{HERE}::test_a_temporary_table_is_no_one_elses")
+def without_leaving_out_connections_with_temporary_tables() -> None:
+    put(connections, "_SETTINGS", connections._LOCAL)
+
+
+@guard(f"{HERE}::test_what_is_not_committed_is_not_stored")
+def without_leaving_out_what_is_not_committed() -> None:
+    rewrite(queries._is_aged, 'name == "READ UNCOMMITTED"', "False")
+
+
+@guard(f"{HERE}::test_what_differs_has_another_key")
+def without_the_arguments_of_types_in_a_key() -> None:
+    put(statements, "_arguments", lambda kind: "")
+
+
+@guard(f"{HERE}::test_a_refusal_of_redis_does_not_fail_a_commit")
+def without_hiding_refusals_from_a_commit() -> None:
+    rewrite(queries.QueryCache._invalidate, "except CacheError as error:", "except ZeroDivisionError as error:")

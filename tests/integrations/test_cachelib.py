@@ -5,6 +5,7 @@ import subprocess
 import sys
 import threading
 import time
+from base64 import b64encode
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
@@ -15,6 +16,7 @@ import flask
 import flask_caching
 import flask_session
 import pytest
+import redis
 from cachelib.serializers import JSONSerializer
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -27,6 +29,7 @@ from magnus_cache import (
     CacheManager,
     CacheTypeError,
     Namespace,
+    register_namespace,
 )
 from magnus_cache.embedded import EmbeddedServer
 from magnus_cache.integrations.cachelib import MagnusCache
@@ -233,6 +236,20 @@ def test_a_namespace_keeps_its_policy(manager: CacheManager) -> None:
     assert cache.namespace.ttl == 300
     cache.set("k", (1, 2))
     assert cache.get("k") == (1, 2)
+
+
+def test_a_name_has_the_policy_that_it_is_registered_with(url: str, raw: redis.Redis) -> None:
+    register_namespace(Namespace("sealed-web", seal=True), replace=True)
+    with CacheManager(redis_url=url, seal_keys=f"a:{b64encode(bytes(32)).decode()}") as manager:
+        cache, theirs = (MagnusCache(manager, namespace="sealed-web", key_prefix=prefix) for prefix in ("a:", "b:"))
+        assert cache.set("ada", "s3cret")
+        assert theirs.set("ada", "s3cret")
+        names: Any = raw.keys("*sealed-web:*")
+        assert len(names) == 2
+        assert not any(b"ada" in name or b"s3cret" in raw.get(name) for name in names)  # type: ignore[operator]
+        # Which of them begin with the prefix, Redis cannot know.
+        assert cache.clear()
+        assert (cache.get("ada"), theirs.get("ada")) == (None, None)
 
 
 def repr_bytes(value: Any) -> bytes:

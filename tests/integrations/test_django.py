@@ -5,6 +5,7 @@ Django's own tests of caches run in ``nox -s foreign -- django``.
 
 import threading
 import time
+from base64 import b64encode
 from collections.abc import Iterator
 from http import HTTPStatus
 from typing import Any
@@ -14,7 +15,7 @@ import redis
 from django.core.cache import InvalidCacheBackendError, cache, caches
 from django.test import Client, override_settings
 
-from magnus_cache import Namespace, get_cache_manager
+from magnus_cache import Namespace, get_cache_manager, register_namespace
 from magnus_cache.integrations.django import UnstorableError
 from magnus_cache.integrations.django.managers import shared_by
 from tests.support.django_site import BACKEND, Awaited, entry, on
@@ -194,6 +195,20 @@ def test_parts_that_are_cleared_apart(url: str) -> None:
         cache.clear()
         assert [caches[alias].get("k") for alias in caches] == [None, "other", "far"]
         assert caches["far"].manager is cache.manager
+
+
+@pytest.mark.parametrize("options", [{}, {"codec": "pickle"}], ids=["plain", "pickle"])
+def test_a_name_has_the_policy_that_it_is_registered_with(url: str, raw: Any, options: dict[str, str]) -> None:
+    options |= {"namespace": "sealed-django", "seal_keys": f"a:{b64encode(bytes(32)).decode()}"}
+    register_namespace(Namespace("sealed-django", seal=True), replace=True)
+    with on(url, OPTIONS=options):
+        cache.set("ada", "s3cret")
+        assert cache.get("ada") == "s3cret"
+        names = raw.keys("*sealed-django:*")
+        assert len(names) == 1
+        assert not any(b"ada" in name or b"s3cret" in raw.get(name) for name in names)
+        cache.clear()
+        assert cache.get("ada") is None
 
 
 def test_namespaces_of_one_name_with_their_own_policies(url: str) -> None:

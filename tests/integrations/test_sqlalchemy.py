@@ -13,6 +13,7 @@ from typing import Any, Final
 from uuid import UUID
 
 import pytest
+import redis
 import sqlalchemy as sa
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -399,6 +400,24 @@ def test_a_closed_cache_does_not_fail_a_commit(
     assert "the cache was closed" in caplog.text
 
 
+def test_a_refusal_of_redis_does_not_fail_a_commit(
+    url: str, raw: redis.Redis, shop: Counting, caplog: pytest.LogCaptureFixture
+) -> None:
+    raw.acl_setuser(
+        "reader", enabled=True, passwords=["+p"], keys=["*"], channels=["*"], commands=["+@all", "-evalsha"]
+    )
+    try:
+        with CacheManager(redis_url=url, redis_username="reader", redis_password="p") as cache:
+            queries = QueryCache(shop.engine, cache=cache)
+            with shop.engine.begin() as connection:
+                connection.execute(sa.delete(User).where(User.id == 2))
+            assert "may not be invalidated" in caplog.text
+            assert rows(queries, shop) == [(1, "Ada")]
+            queries.close()
+    finally:
+        raw.acl_deluser("reader")
+
+
 # -- transactions -----------------------------------------------------------------------------------------------
 
 
@@ -622,6 +641,20 @@ class Celsius(sa.TypeDecorator[int]):
     cache_ok = True
 
 
+class Money(sa.TypeDecorator[str]):
+    """Of a currency, of which its `repr` tells nothing."""
+
+    impl = sa.Integer
+    cache_ok = True
+
+    def __init__(self, currency: str) -> None:
+        super().__init__()
+        self.currency = currency
+
+    def process_result_value(self, value: Any, _: Any) -> str:
+        return f"{value} {self.currency}"
+
+
 @pytest.mark.parametrize(
     "pair",
     [
@@ -630,6 +663,9 @@ class Celsius(sa.TypeDecorator[int]):
         (select(_ID).where(_ID.in_([12])), select(_ID).where(_ID.in_([1, 2]))),
         (select(_ID), select(sa.type_coerce(_ID, sa.String).label("id"))),
         (select(_ID), select(sa.type_coerce(_ID, Celsius).label("id"))),
+        (select(sa.type_coerce(_ID, Money("EUR"))), select(sa.type_coerce(_ID, Money("USD")))),
+        (select(sa.type_coerce(_ID, sa.ARRAY(Money("EUR")))), select(sa.type_coerce(_ID, sa.ARRAY(Money("USD"))))),
+        (sa.text("SELECT a, b").columns(a=Celsius), sa.text("SELECT a, b").columns(b=Celsius)),
         (select(sa.bindparam("x", 1)), select(sa.bindparam("x", True))),
         (select(sa.bindparam("x", 1)), select(sa.bindparam("x", "1"))),
         (select(sa.bindparam("x", 1, sa.Integer)), select(sa.bindparam("x", 1, Celsius))),
@@ -713,6 +749,115 @@ def test_a_filter_that_a_listener_adds_never_crosses_over(
     assert rows(queries, shop) == ADA_AND_BOB
 
 
+def test_who_has_no_filter_leaves_nothing_for_those_who_have(queries: QueryCache, shop: Counting) -> None:
+    makers = sessionmaker(shop.engine)
+    queries.attach(makers)
+
+    def only_own(state: Any) -> None:
+        if own := state.session.info.get("user"):
+            state.statement = state.statement.options(with_loader_criteria(User, User.id == own))
+
+    event.listen(makers, "do_orm_execute", only_own)
+
+    def seen(user: int | None, *, attached: bool, **options: Any) -> list[Any]:
+        with makers(info={"user": user}) as session:
+            if attached:
+                return list(session.execute(NAMES.execution_options(magnus_cache=options or True)))
+            return list(queries.execute(session, NAMES, **options))
+
+    for attached in (False, True):
+        assert seen(None, attached=attached) == ADA_AND_BOB
+        assert seen(2, attached=attached) == [(2, "Bob")]
+        assert seen(None, attached=attached, vary=()) == ADA_AND_BOB
+        assert seen(2, attached=attached, vary=2) == [(2, "Bob")]
+
+
+def test_a_filter_before_ours_is_part_of_the_key(queries: QueryCache, shop: Counting) -> None:
+    makers = sessionmaker(shop.engine)
+
+    def only_own(state: Any) -> None:
+        if own := state.session.info.get("user"):
+            state.statement = state.statement.options(with_loader_criteria(User, User.id == own))
+
+    event.listen(makers, "do_orm_execute", only_own)
+    queries.attach(makers)
+    for user, expected in [(None, ADA_AND_BOB), (2, [(2, "Bob")]), (1, [(1, "Ada")])] * 2:
+        with makers(info={"user": user}) as session:
+            assert session.execute(NAMES.execution_options(magnus_cache=True)).all() == expected
+    assert shop.selects == 3
+
+
+@pytest.mark.parametrize("changes", ["before_execute", "before_cursor_execute"])
+def test_a_filter_of_an_engine_never_crosses_over(queries: QueryCache, shop: Counting, changes: str) -> None:
+    user: int | None = 1
+
+    def of_statement(_: Any, clause: Any, multiple: Any, parameters: Any, __: Any) -> Any:
+        return clause.where(User.id == user) if user else clause, multiple, parameters
+
+    def of_text(_: Any, __: Any, sql: str, parameters: Any, *___: Any) -> Any:
+        # And what tracing adds, which differs each time.
+        return f"{sql.replace('ORDER', f'WHERE id = {user} ORDER')} /* trace {user} */", parameters
+
+    listener: Any = of_statement if changes == "before_execute" else of_text
+    event.listen(shop.engine, changes, listener, retval=True)
+    for user in (1, 2) if changes == "before_cursor_execute" else (None, 1, 2):
+        with shop.engine.connect() as connection:
+            expected = ADA_AND_BOB if user is None else [ADA_AND_BOB[user - 1]]
+            assert queries.execute(connection, NAMES).all() == expected
+
+
+def test_comments_that_tracing_adds_change_nothing(queries: QueryCache, shop: Counting) -> None:
+    def traced(_: Any, __: Any, sql: str, parameters: Any, *___: Any) -> Any:
+        return f"{sql} /*traceparent='{len(shop.executed)}'*/", parameters
+
+    event.listen(shop.engine, "before_cursor_execute", traced, retval=True)
+    assert [rows(queries, shop) for _ in range(2)] == [ADA_AND_BOB] * 2
+    assert shop.selects == 1
+
+
+def test_a_session_that_is_sent_elsewhere_gets_what_is_there(cache: CacheManager, shop: Counting, place: str) -> None:
+    other = Counting(place.replace("shop.db", "shard.db"))
+    Base.metadata.create_all(other.engine)
+    queries = QueryCache(shop.engine, other.engine, cache=cache)
+    makers = sessionmaker(shop.engine)
+    queries.attach(makers)
+    cached = NAMES.execution_options(magnus_cache=True)
+    for engine, expected in [(shop.engine, ADA_AND_BOB), (other.engine, [])] * 2:
+        with makers() as session:
+            assert session.execute(cached, bind_arguments={"bind": engine}).all() == expected
+    assert (shop.selects, other.selects) == (1, 1)
+    queries.close()
+    other.engine.dispose()
+
+
+def test_a_temporary_table_is_no_one_elses(queries: QueryCache, shop: Counting) -> None:
+    with shop.engine.connect() as connection:
+        connection.exec_driver_sql("CREATE TEMP TABLE users (id INTEGER, name TEXT)")
+        connection.exec_driver_sql("INSERT INTO users VALUES (9, 'Temporary')")
+        connection.commit()
+        assert queries.execute(connection, NAMES).all() == [(9, "Temporary")]
+        assert rows(queries, shop) == ADA_AND_BOB
+        assert queries.execute(connection, NAMES).all() == [(9, "Temporary")]
+
+
+def test_what_is_not_committed_is_not_stored(cache: CacheManager) -> None:
+    # Connections that share one memory can read what others have not committed.
+    engine = sa.create_engine(
+        "sqlite:///file:dirty?mode=memory&cache=shared&uri=true", isolation_level="READ UNCOMMITTED",
+        poolclass=sa.QueuePool,
+    )  # fmt: skip
+    Base.metadata.create_all(engine)
+    queries = QueryCache(engine, cache=cache)
+    with engine.connect() as writing, engine.connect() as reading:
+        writing.execute(sa.insert(User).values(id=5, name="never"))
+        assert queries.execute(reading, NAMES).all() == [(5, "never")]
+        writing.rollback()
+        reading.rollback()
+        assert queries.execute(reading, NAMES).all() == []
+    queries.close()
+    engine.dispose()
+
+
 def test_callers_who_wait_for_a_changed_statement_get_their_own(queries: QueryCache, shop: Counting) -> None:
     makers = sessionmaker(shop.engine)
 
@@ -735,8 +880,12 @@ def test_callers_who_wait_for_a_changed_statement_get_their_own(queries: QueryCa
 
 
 @pytest.mark.parametrize(
-    "changed", ["ATTACH ':memory:' AS other", "SET search_path TO other", "SELECT set_config('a', 'b', false)"]
-)
+    "changed",
+    [
+        "ATTACH ':memory:' AS other", "SET search_path TO other", "SELECT set_config('a', 'b', false)",
+        "-- of a tool\nSET ROLE other", "/* of a tool */ SET ROLE other", "RESET ROLE",
+    ],
+)  # fmt: skip
 def test_a_connection_with_settings_of_its_own_is_apart(
     queries: QueryCache, shop: Counting, changed: str, caplog: pytest.LogCaptureFixture
 ) -> None:

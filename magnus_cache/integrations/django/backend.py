@@ -57,7 +57,7 @@ class MagnusCache(BaseCache):  # type: ignore[misc]  # Django has no types
         self._shared = shared_by(location, params)
         super().__init__(params)
         self._namespace = self._shared.namespace
-        self._explaining = partial(_explained, pickles=self._namespace.codec is not None)
+        self._explaining = partial(_explained, pickles=getattr(self._namespace, "codec", None) is not None)
 
     @property
     def manager(self) -> CacheManager:

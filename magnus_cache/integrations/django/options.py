@@ -12,6 +12,7 @@ from django.core.cache import InvalidCacheBackendError
 from django.utils.module_loading import import_string
 
 from magnus_cache import CacheArgumentError, CacheSettings, CacheSettingsError, Namespace
+from magnus_cache._engine.policy.namespaces import default_registry
 
 __all__ = ["NAMESPACE", "Configuration", "alias_of", "configuration_of", "frozen"]
 
@@ -57,8 +58,8 @@ class Configuration(NamedTuple):
 
     options: Mapping[str, Any]
     """Settings of the cache, by name; without any, the cache is the process-wide one."""
-    namespace: Namespace
-    """Where the values are, with their codec."""
+    namespace: str
+    """Where the values are: a `Namespace`, or a name, which may be registered with a policy at any time."""
 
 
 def configuration_of(location: Any, options: Mapping[str, Any], where: str) -> Configuration:
@@ -153,13 +154,20 @@ def _one_url(urls: list[str], options: dict[str, Any], where: str) -> str:
     return parts[0]._replace(scheme=scheme, netloc=f"{login}{at}{hosts}").geturl()
 
 
-def _namespace(namespace: Any, codec: Any, where: str) -> Namespace:
+def _namespace(namespace: Any, codec: Any, where: str) -> str:
     place = f'{where}["OPTIONS"]'
     functions = None if codec is None else _codec(codec, place)
     if functions is not None and isinstance(namespace, Namespace):
         raise InvalidCacheBackendError(f'{place}: give the codec to the Namespace, or "namespace" as text')
     try:
-        return namespace if isinstance(namespace, Namespace) else Namespace(namespace, codec=functions)
+        if isinstance(namespace, Namespace):
+            return namespace
+        name = str(Namespace(namespace, codec=functions))
+        if functions is None:
+            return name
+        # A name may be registered with a policy, such as ``seal=True``.
+        policy: dict[str, Any] = {**default_registry.resolve(name).policy, "codec": functions}
+        return Namespace(name, **policy)
     except CacheArgumentError as error:
         option = "codec" if error.argument == "codec" else "namespace"
         problem = f'{place}["{option}"]: {error.problem}'

@@ -19,12 +19,16 @@ from magnus_cache.integrations.sqlalchemy.tables import Tags, written_by
 
 __all__ = ["Transaction", "Watch"]
 
+_COMMENTS: Final = r"\s*(?:(?:/\*.*?\*/|--[^\n]*\n)\s*)*"
 _SETTINGS: Final = re.compile(
-    r"\A\s*(?:/\*.*?\*/\s*)*(?:set\b(?!\s+(?:local|transaction|constraints)\b)|use\b|attach\b|detach\b|alter\s+session\b)|"
-    r"\bset_config\s*\(",
+    rf"(?:\A|;){_COMMENTS}(?:set\b(?!\s+(?:local|transaction|constraints)\b)|use\b|attach\b|detach\b|reset\b|discard\b|"
+    # A temporary table hides the one of its name that all others see.
+    r"alter\s+session\b|create\s+(?:or\s+replace\s+)?(?:(?:global|local)\s+)?temp(?:orary)?\b)|"
+    r"\bset_config\s*\(|\binto\s+(?:local\s+)?temp(?:orary)?\b|\b(?:table|into)\s+#",
     re.IGNORECASE | re.DOTALL,
 )
-_LOCAL: Final = re.compile(r"\s*(?:/\*.*?\*/\s*)*set\s+(?:local|transaction)\b", re.IGNORECASE | re.DOTALL)
+_LOCAL: Final = re.compile(rf"(?:\A|;){_COMMENTS}set\s+(?:local|transaction)\b", re.IGNORECASE | re.DOTALL)
+_COMMENT: Final = re.compile(r"/\*.*?\*/|--[^\n]*", re.DOTALL)
 
 
 @dataclass(slots=True)
@@ -154,9 +158,9 @@ class Watch:
         if state.executed is not None:
             parameters = getattr(context, "compiled_parameters", None)
             state.executed.append((getattr(compiled, "string", None), parameters))
-        if _LOCAL.match(sql) is not None:
+        if _LOCAL.search(sql) is not None:
             state.local = True
-        elif _SETTINGS.search(sql) is not None:
+        if _SETTINGS.search(sql) is not None:
             state.settings = True
         options = conn.get_execution_options() if context is None else context.execution_options
         schemas = options.get("schema_translate_map")
@@ -175,8 +179,11 @@ class Watch:
         if state.writes:
             state.commits = _commits_by_itself(conn)
 
-    def _executed(self, conn: Connection, *_: Any) -> None:
+    def _executed(self, conn: Connection, _: Any, sql: str, parameters: Any, context: Any, many: bool) -> None:
         state = self.transaction(conn)
+        if state.executed and context is not None and _is_changed(context, sql, parameters, many=many):
+            # By a listener, after it was compiled.
+            state.executed[-1] = sql, None
         if state.writes and state.commits:
             # Kept until the end of the transaction too: what this takes for such a connection may be none.
             self._invalidate(conn.dialect, set(state.writes))
@@ -201,6 +208,15 @@ class Watch:
     def _committed(self, dialect: Dialect, connection: Any) -> None:
         if written := self.transaction(connection).end():
             self._invalidate(dialect, written)
+
+
+def _is_changed(context: Any, sql: str, parameters: Any, *, many: bool) -> bool:
+    """Return whether another statement was sent than was compiled; comments, such as of tracing, do not count."""
+    compiled: str = context.statement
+    if sql != compiled and _COMMENT.sub("", sql).strip() != _COMMENT.sub("", compiled).strip():
+        return True
+    given = context.parameters
+    return bool(parameters != (given if many or not given else given[0]))
 
 
 def _commits_by_itself(connection: Connection) -> bool:

@@ -33,7 +33,12 @@ _log: Final = logging.getLogger("magnus_cache.integrations.sqlalchemy")
 _MISS: Final = object()
 _ATTEMPTS: Final = 3
 _CURRENT: Final = {"READ COMMITTED", "READ UNCOMMITTED", "AUTOCOMMIT"}
-"""Isolation levels in which each statement sees what was committed before it."""
+"""Isolation levels in which each statement sees what was committed before it; in PostgreSQL, it sees nothing else."""
+
+_LISTENERS: Final = (
+    "a listener has changed a statement, or may do so, so its result is not cached: name what it depends on, as in "
+    "vary=tenant, or vary=() if it changes nothing"
+)
 
 
 class _Refused(Exception):  # noqa: N818  # raised through the cache, and never to a caller
@@ -188,15 +193,25 @@ class QueryCache:
             more = {} if asked is True else {"ttl": asked}
         execute: Any = state.invoke_statement
         call = _Call(state.statement, state.parameters, execute, state.execution_options, **more)
-        return self._of_session(state.session, call)
+        return self._of_session(state.session, call, state.bind_arguments)
 
-    def _of_session(self, session: Session, call: _Call) -> Result[Any]:
+    def _of_session(
+        self, session: Session, call: _Call, bound: Mapping[str, Any] | None = None
+    ) -> Result[Any]:  # fmt: skip
+        """Return the result of a call.
+
+        :param bound: the session's ``bind_arguments``, from a listener: what came before it has had its say.
+        """
         check_columns(call.statement)
+        if call.vary is None and _has_listeners(session, after_ours=bound is not None):
+            self._tell(_LISTENERS)
+            return call.execute()
         # What is pending would be written before the query, as part of the transaction.
         if session.new or session.deleted or session.dirty:
             return call.execute()
-        bind = session.get_bind(clause=call.statement)
-        connect = partial(session.connection, bind_arguments={"clause": call.statement})
+        arguments = {"clause": call.statement, **(bound or {})}
+        bind = session.get_bind(**arguments)
+        connect = partial(session.connection, bind_arguments=arguments)
         if isinstance(bind, Connection) or session.in_transaction():
             return self._of(connect(), call)
         return self._of(None, call, bind, connect)
@@ -218,13 +233,16 @@ class QueryCache:
         database = self._watch.database(engine)
         if connection is not None and self._is_apart(self._watch.transaction(connection), call):
             return call.execute()
+        if call.vary is None and _has_changing(engine if connection is None else connection):
+            self._tell(_LISTENERS)
+            return call.execute()
         plan = planned(call.statement, engine.dialect, call.parameters, options)
         tags = self._tags_of(plan, call)
         if database.facts is None:
             if connection is None:
                 assert connect is not None
                 connection = connect()
-            database.learn(connection)
+            database = database.learn(connection, lasting=not self._watch.transaction(connection).altered)
         cache, key = self._cache_of(engine.dialect), plan.key(database, call.vary)
         content = cache.get(self._namespace, key, _MISS)
         if content is not _MISS:
@@ -278,10 +296,7 @@ class QueryCache:
                 continue
             except Exception as error:
                 if own and isinstance(own[0], _Refused):
-                    self._tell(
-                        "a listener has changed a statement, so its result is not cached: name what it depends on, as "
-                        "in vary=tenant"
-                    )
+                    self._tell(_LISTENERS)
                     return own[0].content
                 if own:
                     raise own[0] from None
@@ -321,6 +336,9 @@ class QueryCache:
         except CacheClosedError:
             # The commit is done, and must not look as if it had failed.
             _log.error("the cache was closed before what was committed could be invalidated: close engines first")
+        except CacheError as error:
+            # Likewise. Redis has refused; this process no longer uses what it had, and tells Redis later.
+            _log.error("what was committed may not be invalidated: %s", error)
 
     def _cache_of(self, dialect: Dialect) -> Manager:
         return self._awaited if dialect.is_async else self._blocking
@@ -344,18 +362,49 @@ def _run(call: _Call, plan: Plan, transaction: Transaction) -> Stored:
     return content
 
 
+def _has_listeners(session: Session, *, after_ours: bool) -> bool:
+    """Return whether others listen to the statements of a session, and may change them before they are executed.
+
+    A value that is found would go past them.
+
+    :param after_ours: whether only those count that are called after a listener of ours.
+    """
+    others = [getattr(each, "__func__", each) is not QueryCache._orm_execute for each in _dispatched(session)]
+    if after_ours and False in others:
+        others = others[others.index(False) :]
+    return any(others)
+
+
+def _dispatched(session: Session) -> Iterable[Any]:
+    dispatch: Any = session.dispatch
+    found: Iterable[Any] = dispatch.do_orm_execute
+    return found
+
+
+def _has_changing(target: Engine | Connection) -> bool:
+    """Return whether a listener may replace statements before they are compiled: ``before_execute`` with ``retval``."""
+    dispatch: Any = target.dispatch
+    # SQLAlchemy wraps those whose return value it does not use.
+    return any(getattr(each, "__name__", "") != "wrap_before_execute" for each in dispatch.before_execute)
+
+
 def _is_aged(connection: Connection, transaction: Transaction, database: Database) -> bool:
-    """Return whether a transaction sees data as of its first statement, and that is past."""
+    """Return whether a transaction sees data as of its first statement, and that is past; or what is not committed."""
+    level = connection.get_execution_options().get("isolation_level")
+    if level is None:
+        level, used = database.level, transaction.used
+        if level is None or transaction.altered:
+            level = connection.get_isolation_level()
+        if not transaction.altered:
+            database.level = level
+        transaction.used = used
+    name = str(level).upper().replace("_", " ")
+    if name == "READ UNCOMMITTED" and connection.dialect.name != "postgresql":
+        return True
     if connection.dialect.name == "sqlite":
         driver: Any = connection.connection.driver_connection
         return bool(driver.in_transaction)
-    level = connection.get_execution_options().get("isolation_level")
-    if level is None:
-        used = transaction.used
-        if database.level is None:
-            database.level = connection.get_isolation_level()
-        level, transaction.used = database.level, used
-    return transaction.used and str(level).upper().replace("_", " ") not in _CURRENT
+    return transaction.used and name not in _CURRENT
 
 
 def _check_policy(namespace: Namespace) -> None:

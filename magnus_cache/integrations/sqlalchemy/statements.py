@@ -5,14 +5,16 @@ import re
 import socket
 import uuid
 from collections.abc import Mapping
+from copy import copy
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any, Final, NamedTuple
 
-from sqlalchemy import Connection, TextClause
+from sqlalchemy import Connection, TextClause, TextualSelect
 from sqlalchemy.engine import URL, Dialect
 from sqlalchemy.sql.compiler import SQLCompiler
-from sqlalchemy.util import LRUCache
+from sqlalchemy.types import TypeDecorator
+from sqlalchemy.util import LRUCache, get_cls_kwargs
 
 from magnus_cache import CacheArgumentError, register_type
 from magnus_cache._engine.keys.canonical import canonical
@@ -46,13 +48,17 @@ class Database:
         self.facts: tuple[Any, ...] | None = None if url.get_backend_name() == "postgresql" else ()
         self.level: str | None = None
 
-    def learn(self, connection: Connection) -> None:
-        """Ask the server what results depend on beside the statement, once."""
-        if self.facts is None:
-            row = connection.exec_driver_sql(
-                "SELECT current_setting('search_path'), current_user, current_setting('TimeZone')"
-            ).one()
-            self.facts = tuple(row)
+    def learn(self, connection: Connection, *, lasting: bool) -> "Database":
+        """Ask the server what results depend on beside the statement; return the database with it.
+
+        :param lasting: whether a new connection would tell the same, so that none has to be asked again.
+        """
+        row = connection.exec_driver_sql(
+            "SELECT current_setting('search_path'), current_user, current_setting('TimeZone'), current_database()"
+        ).one()
+        told = self if lasting else copy(self)
+        told.facts = tuple(row)
+        return told
 
     @property
     def identity(self) -> tuple[Any, ...]:
@@ -68,7 +74,7 @@ def _identity(url: URL) -> tuple[Any, ...]:
         if not database or ":memory:" in text or "mode=memory" in text or "'mode', 'memory'" in text:
             # Each engine has its own.
             return (uuid.uuid4().hex,)
-        database = database if database.startswith("file:") else os.path.abspath(database)
+        database = f"{os.getcwd()} {database}" if database.startswith("file:") else os.path.abspath(database)
     host = (socket.gethostname(), url.host) if url.host in _HERE or str(url.host).startswith("/") else url.host
     return (url.get_backend_name(), host, url.port, database, url.username, tuple(query))
 
@@ -159,6 +165,9 @@ def _types(statement: Any, compiled: SQLCompiler) -> list[str]:
     """
     columns = getattr(statement, "selected_columns", ())
     found = [_spelled(column.type) for column in columns]
+    if isinstance(statement, TextualSelect):
+        # Its columns are matched by name, of which its SQL tells nothing.
+        found = [f"{column.name}={kind}" for column, kind in zip(columns, found, strict=True)]
     return [*found, *sorted(f"{name}={_spelled(bind.type)}" for bind, name in compiled.bind_names.items())]
 
 
@@ -170,4 +179,15 @@ def _spelled(kind: Any) -> str:
             # Members are stored by a registered class, and both who stores and who reads come by here.
             register_type(enum)
         item = getattr(item, "item_type", None)
-    return f"{type(kind).__module__}.{type(kind).__qualname__}:{kind!r}"
+    text = f"{type(kind).__module__}.{type(kind).__qualname__}:{kind!r}"
+    item = getattr(kind, "item_type", None)
+    return f"{text}{_arguments(kind)}" if item is None else f"{text}[{_spelled(item)}]"
+
+
+def _arguments(kind: Any) -> str:
+    """Return what a type of the program was made with, of which the `repr` of a `TypeDecorator` tells nothing."""
+    if not isinstance(kind, TypeDecorator):
+        return ""
+    own = vars(kind)
+    names = [place for name in sorted(get_cls_kwargs(type(kind))) for place in (name, f"_{name}") if place != "impl"]
+    return repr([(place, own[place]) for place in names if place in own]) + _spelled(kind.impl)
