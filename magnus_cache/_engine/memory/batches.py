@@ -120,6 +120,9 @@ class BatchCache(LocalCache):
         twice as much, and those that leave are perhaps in use.
         """
         pairs, fill = list(zip(placeholders, entries, strict=True)), self.fill
+        if self.limits:
+            # Each may make another one of its namespace leave.
+            return [fill(*pair) for pair in pairs]
         with self._lock:
             stored = self._added(pairs)
             if self._cold is not None and len(self._table) >= self._hot_entries and len(stored) < len(pairs):

@@ -43,10 +43,11 @@ def parsed_seal_keys(text: str) -> list[tuple[str, bytes]]:
 _URL_SAFE: Final = str.maketrans("-_", "+/")
 
 
-def _checked(value: SecretStr) -> SecretStr:
-    parsed_seal_keys(value.get_secret_value())
+def _checked(value: SecretStr | None) -> SecretStr | None:
+    if value is not None:
+        parsed_seal_keys(value.get_secret_value())
     return value
 
 
-SealKeys = Annotated[SecretStr, AfterValidator(_checked)]
+SealKeys = Annotated[SecretStr | None, AfterValidator(_checked)]
 """Keys of sealed values: ``id:base64`` of 32 bytes, with commas."""

@@ -204,9 +204,7 @@ class CacheSettings(BaseSettings):
         None, description="file that keeps the invalidations Redis missed, so that they outlive this process"
     )
 
-    seal_keys: SealKeys | None = Field(
-        None, description="keys of sealed values, as id:base64; the first seals, all open"
-    )
+    seal_keys: SealKeys = Field(None, description="keys of sealed values, as id:base64; the first seals, all open")
 
     _names: dict[str, str] = PrivateAttr(default_factory=dict)
     """For each setting that is set: the keyword or variable that set it."""
