@@ -10,25 +10,13 @@ import inspect
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable
 from types import TracebackType
-from typing import Any, Final, NamedTuple, Self
+from typing import Any, Self
 
 from magnus_cache import CacheError, CacheTypeError
 from magnus_cache.integrations.llm.requests import Request
-from magnus_cache.integrations.llm.streams import TOO_LONG, collected, copy_of
+from magnus_cache.integrations.llm.streams import END, OPEN, TOO_LONG, Rest, collected, copy_of
 
 __all__ = ["AsyncCollector", "AsyncLLMStream", "close", "opened_stream"]
-
-
-class _Rest(NamedTuple):
-    """What is left of a stream that is too long to be collected: its reader reads it directly."""
-
-    chunk: Any
-    iterator: AsyncIterator[Any]
-    source: Any
-
-
-_OPEN: Final = object()
-_END: Final = object()
 
 
 class AsyncCollector:
@@ -64,7 +52,7 @@ class AsyncCollector:
             source = await opened_stream(self._request)
             if feeds:
                 self._opened = True
-                self._events.put_nowait(_OPEN)
+                self._events.put_nowait(OPEN)
             return await self._collect(source, feeds=feeds)
         except BaseException as error:
             if feeds:
@@ -81,7 +69,7 @@ class AsyncCollector:
             async for chunk in iterator:
                 if len(kept) >= self._most:
                     if feeds and self.wanted:
-                        self._events.put_nowait(_Rest(chunk, iterator, source))
+                        self._events.put_nowait(Rest(chunk, iterator, source))
                         source = None
                     return TOO_LONG
                 kept.append(copy_of(chunk))
@@ -110,11 +98,11 @@ class AsyncCollector:
             return
         failed = not task.cancelled() and task.exception() is not None
         if failed or not (self._opened and self._running):
-            self._events.put_nowait(_END)
+            self._events.put_nowait(END)
 
     async def opened(self) -> bool:
         """Wait until the load has opened its stream; return False if the call of the cache has ended before."""
-        return await self._events.get() is _OPEN
+        return await self._events.get() is OPEN
 
     async def next(self) -> Any:
         """Return the next chunk in a tuple, the rest of the stream, or None at its end.
@@ -123,7 +111,7 @@ class AsyncCollector:
         :raises CacheError: if the load was cancelled, as by the close of the cache.
         """
         event = await self._events.get()
-        if event is not _END:
+        if event is not END:
             return event
         if isinstance(self._error, Exception):
             raise self._error
@@ -137,7 +125,7 @@ class AsyncCollector:
         """Close the rest of a stream that no one will read."""
         self.wanted = False
         while not self._events.empty():
-            if isinstance(event := self._events.get_nowait(), _Rest):
+            if isinstance(event := self._events.get_nowait(), Rest):
                 await close(event.source)
 
 
@@ -206,7 +194,7 @@ class AsyncLLMStream:
                 # Also after a cancellation: a part of a reply is worth nothing.
                 self._leave()
                 raise
-            if isinstance(event, _Rest):
+            if isinstance(event, Rest):
                 collector.wanted, self._collector = False, None
                 self._source, self._iterator = event.source, event.iterator
                 return event.chunk

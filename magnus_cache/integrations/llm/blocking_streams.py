@@ -11,25 +11,13 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextvars import copy_context
 from types import TracebackType
-from typing import Any, Final, NamedTuple, Self
+from typing import Any, Self
 
 from magnus_cache import CacheTypeError
 from magnus_cache.integrations.llm.requests import Request
-from magnus_cache.integrations.llm.streams import ABANDONED, TOO_LONG, collected, copy_of
+from magnus_cache.integrations.llm.streams import ABANDONED, END, OPEN, TOO_LONG, Rest, collected, copy_of
 
 __all__ = ["Collector", "LLMStream", "close", "opened_stream"]
-
-
-class _Rest(NamedTuple):
-    """What is left of a stream that is too long to be collected: its reader reads it directly."""
-
-    chunk: Any
-    iterator: Iterator[Any]
-    source: Any
-
-
-_OPEN: Final = object()
-_END: Final = object()
 
 
 class Collector:
@@ -67,7 +55,7 @@ class Collector:
             source = opened_stream(self._request)
             if feeds:
                 self._opened = True
-                self._events.put(_OPEN)
+                self._events.put(OPEN)
             return self._collect(source, feeds=feeds)
         except BaseException as error:
             if feeds:
@@ -86,7 +74,7 @@ class Collector:
                     return ABANDONED
                 if len(kept) >= self._most:
                     if feeds:
-                        self._events.put(_Rest(chunk, iterator, source))
+                        self._events.put(Rest(chunk, iterator, source))
                         source = None
                         if not self.wanted:
                             # The reader has left in this moment.
@@ -123,11 +111,11 @@ class Collector:
         """
         with self._lock:
             if self._returned and (self._failure is not None or not (self._opened and self._running)):
-                self._events.put(_END)
+                self._events.put(END)
 
     def opened(self) -> bool:
         """Wait until the load has opened its stream; return False if the call of the cache has ended before."""
-        return self._events.get() is _OPEN
+        return self._events.get() is OPEN
 
     def value(self) -> Any:
         """Return the value of the call of the cache, which has ended.
@@ -144,7 +132,7 @@ class Collector:
         :raises Exception: the error with which the stream or the call of the cache has ended.
         """
         event = self._events.get()
-        if event is not _END:
+        if event is not END:
             return event
         if self._error is not None:
             raise self._error
@@ -155,7 +143,7 @@ class Collector:
         """Read no more; close the rest of a stream that no one will read."""
         self.wanted = False
         while not self._events.empty():
-            if isinstance(event := self._events.get_nowait(), _Rest):
+            if isinstance(event := self._events.get_nowait(), Rest):
                 close(event.source)
 
 
@@ -214,7 +202,7 @@ class LLMStream:
                 # Also after Ctrl-C: a part of a reply is worth nothing.
                 self.close()
                 raise
-            if isinstance(event, _Rest):
+            if isinstance(event, Rest):
                 self._collector = None
                 self._source, self._iterator = event.source, event.iterator
                 return event.chunk

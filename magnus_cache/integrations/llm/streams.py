@@ -2,9 +2,9 @@
 
 import copy
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
-__all__ = ["ABANDONED", "TOO_LONG", "chunks_of", "collected", "copy_of"]
+__all__ = ["ABANDONED", "END", "OPEN", "TOO_LONG", "Rest", "chunks_of", "collected", "copy_of"]
 
 _STREAM: Final = "magnus-cache: a stream"
 
@@ -13,6 +13,25 @@ TOO_LONG: Final = "magnus-cache: a stream that was too long to be collected"
 
 ABANDONED: Final = "magnus-cache: a stream whose reader stopped early"
 """The result of a load that ended early because its reader did. Callers that waited for it start anew."""
+
+OPEN: Final = object()
+"""The first event of a stream that the source has opened."""
+
+END: Final = object()
+"""The last event of a stream."""
+
+
+class Rest(NamedTuple):
+    """What is left of a stream that is too long to be collected: its reader reads it directly.
+
+    :ivar chunk: the next one, which was read already.
+    :ivar iterator: gives those after it: an iterator, or an async one.
+    :ivar source: the stream itself, to be closed.
+    """
+
+    chunk: Any
+    iterator: Any
+    source: Any
 
 
 def collected(chunks: Sequence[Any]) -> tuple[str, list[Any]]:
