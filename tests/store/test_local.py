@@ -2,8 +2,7 @@
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -14,6 +13,7 @@ from magnus_cache._engine.memory.footprint import object_size
 from magnus_cache._engine.store.local_values import tagged
 from magnus_cache.errors import CacheArgumentError, CacheEncodeError, CacheTypeError
 from magnus_cache.testing import Proxy, VirtualClock, virtual_clock
+from tests.support.managers import managers
 from tests.support.wait import lapse, lapse_async, wait_until, wait_until_answered, wait_until_async
 
 pytestmark = pytest.mark.anyio
@@ -43,16 +43,6 @@ class Factory:
         if self.error is not None:
             raise self.error
         return model
-
-
-@asynccontextmanager
-async def managers(url: str, count: int = 2, **options: Any) -> AsyncIterator[list[AsyncCacheManager]]:
-    several = [AsyncCacheManager(redis_url=url, **options) for _ in range(count)]
-    try:
-        yield several
-    finally:
-        for manager in several:
-            await manager.aclose()
 
 
 @pytest.fixture(params=["shared", "alone"])

@@ -4,8 +4,7 @@ import asyncio
 import pickle
 import threading
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -25,6 +24,7 @@ from magnus_cache.errors import (
 from magnus_cache.testing import Proxy
 from tests.conftest import SERVERS, emptied
 from tests.support.inside import state_of
+from tests.support.managers import managers
 from tests.support.wait import wait_until_answered
 
 pytestmark = pytest.mark.anyio
@@ -94,16 +94,6 @@ def settings(request: pytest.FixtureRequest, url: str) -> dict[str, Any]:
 def manager(settings: dict[str, Any]) -> Iterator[CacheManager]:
     with CacheManager(**settings) as manager:
         yield manager
-
-
-@asynccontextmanager
-async def managers(url: str, count: int = 2, **options: Any) -> AsyncIterator[list[AsyncCacheManager]]:
-    several = [AsyncCacheManager(redis_url=url, **options) for _ in range(count)]
-    try:
-        yield several
-    finally:
-        for manager in several:
-            await manager.aclose()
 
 
 def unreadable(manager: CacheManager, namespace: str = "models") -> int:
