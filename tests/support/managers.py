@@ -1,6 +1,6 @@
 """Several caches at once."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -10,7 +10,7 @@ __all__ = ["managers"]
 
 
 @asynccontextmanager
-async def managers(url: str, count: int = 2, **options: Any) -> AsyncIterator[list[AsyncCacheManager]]:
+async def managers(url: str, count: int = 2, **options: Any) -> AsyncGenerator[list[AsyncCacheManager]]:
     """Open some caches of one Redis, and close them."""
     several = [AsyncCacheManager(redis_url=url, **options) for _ in range(count)]
     try:
