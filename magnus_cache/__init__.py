@@ -30,8 +30,8 @@ if TYPE_CHECKING:
         TTL_STATIC,
         CacheNamespaces,
         Namespace,
-        register_namespace,
     )
+    from magnus_cache._engine.policy.registry import register_namespace
     from magnus_cache._engine.runtime.fleet_totals import FleetProcess
     from magnus_cache._engine.runtime.observers import Observation
     from magnus_cache._engine.runtime.stats import CacheStats
@@ -229,8 +229,8 @@ _HOMES: Final = {
         "TTL_STATIC",
         "CacheNamespaces",
         "Namespace",
-        "register_namespace",
     ),
+    "_engine.policy.registry": ("register_namespace",),
     "protocols": ("CacheInfo",),
     "_engine.settings.settings": ("CacheSettings",),
     "_engine.runtime.fleet_totals": ("FleetProcess",),

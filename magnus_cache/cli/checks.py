@@ -13,7 +13,7 @@ from magnus_cache import CacheManager, Health
 from magnus_cache._engine.codec.envelope import read_header
 from magnus_cache._engine.coordination.state import State
 from magnus_cache._engine.keys.globs import ClearScope
-from magnus_cache._engine.policy.namespaces import default_registry
+from magnus_cache._engine.policy.registry import default_registry
 from magnus_cache._engine.redis.client import Client
 from magnus_cache._engine.redis.deployment import addresses
 from magnus_cache._engine.redis.diagnosis import CLUSTER_GRANTS, GRANTS

@@ -221,7 +221,7 @@ def test_an_outage_is_told_and_the_last_figures_stay(opened: Opened, private_ser
     server: EmbeddedServer = private_server_with()
     with CacheManager(redis_url=server.url) as cache:
         use(cache)
-    page = opened("--url", server.url)
+    page = newest(opened("--url", server.url), metrics)
     before = metrics(page)
     server.stop()
     newest(page, lambda page: page.error)

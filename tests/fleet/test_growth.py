@@ -11,7 +11,7 @@ from magnus_cache import CacheManager, Namespace
 from magnus_cache._engine.api.cached import FunctionCache
 from magnus_cache._engine.keys.identity import tokens
 from magnus_cache._engine.loading.throttle import RetryThrottle
-from magnus_cache._engine.policy.namespaces import default_registry
+from magnus_cache._engine.policy.registry import default_registry
 from tests.support.inside import remembered, wire_of
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from magnus_cache import AsyncCacheManager, CacheManager, Namespace, register_namespace
 from magnus_cache._engine.keys.globs import spellings
 from magnus_cache._engine.keys.names import Keyspace, key_text
-from magnus_cache._engine.policy.namespaces import default_registry
+from magnus_cache._engine.policy.registry import default_registry
 from magnus_cache.errors import CacheArgumentError
 from tests.support.fleet_of_managers import fleet, near
 from tests.support.inside import glob_regex

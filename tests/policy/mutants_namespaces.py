@@ -3,7 +3,7 @@
 from typing import Final
 
 from magnus_cache._engine.api import cached
-from magnus_cache._engine.policy import namespaces
+from magnus_cache._engine.policy import registry
 from tests.support.guards import guard, put
 
 HERE: Final = "tests/policy/test_namespaces.py"
@@ -16,7 +16,7 @@ def without_telling_functions_that_a_namespace_was_replaced() -> None:
 
 @guard(HERE)
 def without_a_second_look_at_the_registry_after_remembering() -> None:
-    class Registry(namespaces.NamespaceRegistry):
+    class Registry(registry.NamespaceRegistry):
         generation = property(lambda _: 0, lambda *_: None)  # type: ignore[assignment]
 
-    namespaces.default_registry.__class__ = Registry
+    registry.default_registry.__class__ = Registry

@@ -17,10 +17,8 @@ from magnus_cache._engine.policy.namespaces import (
     TTL_STATIC,
     CacheNamespaces,
     Namespace,
-    NamespaceRegistry,
-    default_registry,
-    register_namespace,
 )
+from magnus_cache._engine.policy.registry import NamespaceRegistry, default_registry, register_namespace
 from magnus_cache.errors import CacheArgumentError, CacheTypeError
 from magnus_cache.testing import virtual_clock
 

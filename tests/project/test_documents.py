@@ -35,7 +35,7 @@ from magnus_cache import (
 )
 from magnus_cache._engine.api.totals import fleet_totals
 from magnus_cache._engine.policy import namespaces as namespaces_module
-from magnus_cache._engine.policy.namespaces import default_registry
+from magnus_cache._engine.policy.registry import default_registry
 from magnus_cache._engine.redis.endpoint import variable_of
 from magnus_cache.embedded import EmbeddedServer, find_redis, find_valkey
 from magnus_cache.errors import CacheError, Reason

@@ -12,7 +12,8 @@ from magnus_cache._engine.keys.call_shapes import exact_types
 from magnus_cache._engine.keys.names import KeyText
 from magnus_cache._engine.memory.entry import Entry
 from magnus_cache._engine.memory.store import LocalCache
-from magnus_cache._engine.policy.namespaces import Namespace, NamespaceRegistry
+from magnus_cache._engine.policy.namespaces import Namespace
+from magnus_cache._engine.policy.registry import NamespaceRegistry
 from magnus_cache._engine.runtime.stats import Counters
 from magnus_cache._engine.store.records import KeyRef
 

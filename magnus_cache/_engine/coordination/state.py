@@ -36,7 +36,7 @@ from magnus_cache._engine.memory.reload import ReloadingCache
 from magnus_cache._engine.outage.breaker import Breaker
 from magnus_cache._engine.outage.outbox import Outbox
 from magnus_cache._engine.policy.modes import MODE, Mode
-from magnus_cache._engine.policy.namespaces import default_registry
+from magnus_cache._engine.policy.registry import default_registry
 from magnus_cache._engine.redis.client import Client
 from magnus_cache._engine.redis.events import WireLimits
 from magnus_cache._engine.redis.fleet_keys import FleetNames
