@@ -18,6 +18,7 @@ from magnus_cache._engine.api.set_many import set_many
 from magnus_cache._engine.api.warming import ProgressCallback, WarmOptions, WarmReport, warm
 from magnus_cache._engine.codec import decode
 from magnus_cache._engine.loading.request import BatchLoader, BatchRequest, LoadRequest
+from magnus_cache._engine.policy.calendars import CalendarTtl, Ttl, checked_ttl
 from magnus_cache._engine.policy.modes import Mode
 from magnus_cache._engine.policy.options import (
     AnyLoader,
@@ -32,7 +33,7 @@ from magnus_cache._engine.policy.options import (
 )
 from magnus_cache._engine.policy.tags import AnyTags, TagRule, check_tags
 from magnus_cache._engine.runtime.annotations import readable
-from magnus_cache._engine.runtime.durations import Duration, seconds
+from magnus_cache._engine.runtime.durations import seconds
 from magnus_cache._engine.runtime.loops import check_loop
 from magnus_cache._engine.settings.keywords import SettingsOptions
 from magnus_cache._engine.store.batch_keys import RefMaker
@@ -159,7 +160,7 @@ class AsyncCache(AsyncAtomic, AsyncAdministration):
         return value
 
     async def set(
-        self, namespace: str, key: Any, value: Any, ttl: Duration | None = None, tags: str | Iterable[str] = ()
+        self, namespace: str, key: Any, value: Any, ttl: Ttl | None = None, tags: str | Iterable[str] = ()
     ) -> bool:
         """Store a value; return whether it is stored: in Redis, or in this process while Redis is away.
 
@@ -172,7 +173,8 @@ class AsyncCache(AsyncAtomic, AsyncAdministration):
         A large value is encoded in steps, and other tasks run between them. Do not change it before this returns.
         """
         ref = self._reads.ref(namespace, key)
-        life = self._reads.ttl(ref) if ttl is None else seconds(ttl)
+        # Written out, as for `BlockingCache.set`: a plain TTL costs no call more.
+        life = self._reads.life(ref, ttl) if ttl is None or isinstance(ttl, CalendarTtl) else seconds(ttl)
         names, payload = check_tags(tags), await self._reads.encode(ref, value)
         if self._state.mode is Mode.DISABLED:
             # The value is not stored, but the old one is outdated.
@@ -196,15 +198,16 @@ class AsyncCache(AsyncAtomic, AsyncAdministration):
         ref = self._reads.ref(namespace, key)
         return self._state.mode is Mode.NORMAL and await self._reads.look(ref) is not None
 
-    async def touch(self, namespace: str, key: Any, ttl: Duration) -> bool:
+    async def touch(self, namespace: str, key: Any, ttl: Ttl) -> bool:
         """Give a stored value a new time to live, counted from now; return whether there was a value.
 
         :raises CacheArgumentError: for a namespace, key or ttl that cannot be used.
         """
-        ref, life = self._reads.ref(namespace, key), seconds(ttl)
+        ref = self._reads.ref(namespace, key)
+        life = self._reads.life(ref, checked_ttl(ttl))
         touched = self._state.mode is not Mode.DISABLED and await self._engine.lifetimes.prolong(ref, life)
         if touched:
-            self._state.acts.touched(ref.namespace, ref.name, life)
+            self._state.acts.touched(ref.namespace, ref.name, self._reads.lives.seconds(life, ref.name))
         return touched
 
     async def ttl(self, namespace: str, key: Any) -> float | None:
@@ -314,7 +317,7 @@ class AsyncCache(AsyncAtomic, AsyncAdministration):
         return await found_many(self._reads, refs, several, names) if self._state.mode is Mode.NORMAL else {}
 
     async def get_or_set_many(
-        self, namespace: str, keys: Iterable[Any], batch_loader: BatchLoader, ttl: Duration | None = None,
+        self, namespace: str, keys: Iterable[Any], batch_loader: BatchLoader, ttl: Ttl | None = None,
         tags: AnyTags = (), *, skip_if: SkipIf = None, strict: bool | None = None, returns: Any = None,
     ) -> dict[Any, Any]:  # fmt: skip
         """Return the values by key, in the order of `keys`; load the missing ones in one call.
@@ -333,13 +336,13 @@ class AsyncCache(AsyncAtomic, AsyncAdministration):
         check_callable(batch_loader, "batch_loader")
         if returns is not None:
             codec.register_hint(returns, batch_loader)
-        life = None if ttl is None else seconds(ttl)
+        life = None if ttl is None else checked_ttl(ttl)
         options = LoadOptions(life, checked_skip(skip_if), TagRule(tags), strict=strict, function=batch_loader)
         locate = locator(self._engine, namespace, options)
         return await load_many(self._engine, BatchRequest(as_list(keys, "keys"), locate, batch_loader, options))
 
     async def set_many(
-        self, namespace: str, mapping: Mapping[Any, Any], ttl: Duration | None = None, tags: str | Iterable[str] = ()
+        self, namespace: str, mapping: Mapping[Any, Any], ttl: Ttl | None = None, tags: str | Iterable[str] = ()
     ) -> bool:
         """Store many values, each as `set` does; return whether all of them are stored.
 
@@ -387,7 +390,7 @@ class AsyncCache(AsyncAtomic, AsyncAdministration):
         await self._engine.invalidate(check_tags(tags))
 
     async def warm_cache(
-        self, namespace: str, data_loader: Callable[[Any], Any], keys: Iterable[Any], ttl: Duration | None = None, *,
+        self, namespace: str, data_loader: Callable[[Any], Any], keys: Iterable[Any], ttl: Ttl | None = None, *,
         concurrency: int = 16, only_missing: bool = False, progress: ProgressCallback | bool | None = None,
     ) -> WarmReport:  # fmt: skip
         """Load and store a value for each key, some at a time. A key that fails does not stop the others.

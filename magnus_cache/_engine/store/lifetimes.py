@@ -10,6 +10,7 @@ from magnus_cache._engine.codec.versions import new_version
 from magnus_cache._engine.memory.entry import Entry, pack_windows
 from magnus_cache._engine.redis.retries import ask_twice
 from magnus_cache._engine.runtime.clock import MICROSECONDS
+from magnus_cache._engine.store.lives import CalendarLife, Life
 from magnus_cache._engine.store.records import KeyRef
 from magnus_cache._engine.store.stored_values import COPY_HERE, stored_value
 from magnus_cache._engine.store.writes import Writes, milliseconds
@@ -77,11 +78,13 @@ class Lifetimes:
         now = self._clock()
         return Lifetime(0.0 if entry.born is None else max(0.0, now - entry.born), entry.fresh_until - now)
 
-    async def prolong(self, ref: KeyRef, ttl: float) -> bool:
+    async def prolong(self, ref: KeyRef, ttl: Life) -> bool:
         """Give a stored value a new TTL, counted from now; return whether there was a value.
 
-        :param ttl: seconds.
+        :param ttl: seconds, or until a moment of a calendar.
         """
+        if isinstance(ttl, CalendarLife):
+            ttl = await self._reads.lives.ready(ttl, ref.name)
         if ref.others:
             return any([await self.prolong(other, ttl) for other in ref.others])
         wire = self._state.client.connection(ref.name)
@@ -106,13 +109,15 @@ class Lifetimes:
         # A remembered error is not a value, as for `get`.
         return None if entry is None or entry.negative else entry
 
-    def _prolong_here(self, ref: KeyRef, ttl: float, wire: "Connection | None") -> bool:
+    def _prolong_here(self, ref: KeyRef, ttl: Life, wire: "Connection | None") -> bool:
         """Give the entry in memory a new end; return whether there is an entry.
 
         The memory replaces only the entry that was read, so of several threads one wins and the others try again. The
         tags of the value and their stamps stay.
         """
         grace, cap = ref.freshness.grace, ref.namespace.l1_ttl
+        if isinstance(ttl, CalendarLife):
+            ttl = self._reads.lives.left(ttl, ref.name, self._clock())
         if cap is not None and cap < ttl:
             ttl, grace = cap, 0.0
         for _ in range(_REPLACEMENTS):
@@ -131,14 +136,18 @@ class Lifetimes:
 
     # -- in Redis -------------------------------------------------------------------------------------------
 
-    async def _replace(self, wire: "Connection", ref: KeyRef, ttl: float) -> bool:
+    async def _replace(self, wire: "Connection", ref: KeyRef, life: Life) -> bool:
         # The envelope has the end of the value, so the value is written again. If another write comes in between, that
         # write wins, and the next attempt reads its value.
         for _ in range(_REPLACEMENTS):
             stored = await stored_value(self._writes, wire, ref)
             if stored is None:
                 return False
-            raw, fresh_until = stored.raw, wire.time.at(self._clock()) + int(ttl * MICROSECONDS)
+            if isinstance(life, CalendarLife):
+                life = await self._reads.lives.ready(life, ref.name, wire)
+            now = self._clock()
+            ttl = life.left(wire.time, now) if isinstance(life, CalendarLife) else life
+            raw, fresh_until = stored.raw, wire.time.at(now) + int(ttl * MICROSECONDS)
             version = new_version()
             renew: Callable[[], bytes] = partial(
                 envelope.renewed, stored.plain, version=version, fresh_until=fresh_until, life=ttl
@@ -146,13 +155,13 @@ class Lifetimes:
             if ref.namespace.seal:
                 renew = self._writes.sealing(ref, renew)
             again = await self._writes.off_loop(renew, len(raw), COPY_HERE)
-            before, life = raw[: envelope.HEADER_BYTES], milliseconds(ttl + ref.freshness.grace)
+            before, expiry = raw[: envelope.HEADER_BYTES], milliseconds(ttl + ref.freshness.grace)
             # A read that was queued before would store the old end in memory after this. The entry itself stays until
             # Redis answers: if Redis goes away instead, the entry is the only copy.
             self._memory.void(ref.name)
             try:
                 replaced = partial(self._replaced, ref.name)
-                if await self._state.client.replace(ref.name, before, again, life, replaced):
+                if await self._state.client.replace(ref.name, before, again, expiry, replaced):
                     break
             except asyncio.CancelledError:
                 # Whether the command was sent is unknown: the entry may have a later end than the value in Redis.

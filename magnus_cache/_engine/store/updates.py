@@ -17,6 +17,7 @@ from magnus_cache._engine.runtime.loop_end import call_on_loop
 from magnus_cache._engine.runtime.turns import at_once, in_turns
 from magnus_cache._engine.store.atomic_memory import Found
 from magnus_cache._engine.store.atomic_writes import ATTEMPTS, AtomicWrites, maybe_done, pause
+from magnus_cache._engine.store.lives import CalendarLife, Life
 from magnus_cache._engine.store.records import MISS, KeyRef
 from magnus_cache._engine.store.stored_values import StoredValue, judged, opened, settled
 from magnus_cache.errors import CacheConflictError, CacheUnavailableError
@@ -36,11 +37,12 @@ class Update:
 
     All methods are called on one event loop.
 
-    :param ttl: seconds; None for what a value has left, or for a new one the namespace's.
+    :param ttl: seconds, or until a moment of a calendar; None for what a value has left, or for a new one the
+        namespace's.
     :param local: whether to change the value in this process while Redis is away.
     """
 
-    def __init__(self, writes: AtomicWrites, ref: KeyRef, ttl: float | None, *, local: bool) -> None:
+    def __init__(self, writes: AtomicWrites, ref: KeyRef, ttl: Life | None, *, local: bool) -> None:
         self._writes = writes
         self._state = writes.state
         self._ref = ref
@@ -124,7 +126,11 @@ class Update:
     async def _store(self, wire: "Connection", value: Any, payload: bytes) -> bool:
         writes, ref, base = self._writes, self._ref, self._base
         if self._ttl is not None or base is None:
-            ttl = lifetime(self._ttl or writes.reads.ttl(ref), ref.freshness.jitter, random)
+            ttl: Life = self._ttl or writes.reads.life(ref, None)
+            if isinstance(ttl, CalendarLife):
+                ttl = await writes.reads.lives.shortened(ttl, ref)
+            else:
+                ttl = lifetime(ttl, ref.freshness.jitter, random)
         else:
             now = self._state.clock()
             ttl = wire.time.end(base.fresh_until, base.life, now) - now

@@ -22,11 +22,13 @@ from magnus_cache._engine.coherence.trust import Trust, UnsharedTrust
 from magnus_cache._engine.coordination.generations import OfflineTrust
 from magnus_cache._engine.coordination.leases import Fence
 from magnus_cache._engine.memory.footprint import footprint, has_room, payload_kept
+from magnus_cache._engine.policy.calendars import CalendarTtl
 from magnus_cache._engine.redis.retries import ask_again
 from magnus_cache._engine.runtime.clock import MICROSECONDS
 from magnus_cache._engine.runtime.observers import CacheEvent, FillRefused, Stored, WriteRefused
 from magnus_cache._engine.runtime.turns import at_once, in_turns
 from magnus_cache._engine.store.judge import judge
+from magnus_cache._engine.store.lives import CalendarLife, Life
 from magnus_cache._engine.store.local_values import tagged
 from magnus_cache._engine.store.local_writes import LocalWrites
 from magnus_cache._engine.store.orders import Order, Sent
@@ -71,7 +73,7 @@ class Writes(Removals):
 
     # -- write ----------------------------------------------------------------------------------------------
 
-    async def overwrite(self, ref: KeyRef, value: Any, payload: bytes, ttl: float, tags: tuple[str, ...] = ()) -> bool:
+    async def overwrite(self, ref: KeyRef, value: Any, payload: bytes, ttl: Life, tags: tuple[str, ...] = ()) -> bool:
         """Store a value as `write` does, and void all loads of the value.
 
         Call it on a loop, not in a blocked thread, which may have interrupted a loop of its own that holds the lease.
@@ -79,10 +81,10 @@ class Writes(Removals):
         self.state.forget_names([each.name for each in ref.others] if ref.others else (ref.name,))
         return await self.write(ref, value, payload, ttl, tags)
 
-    async def write(self, ref: KeyRef, value: Any, payload: bytes, ttl: float, tags: tuple[str, ...] = ()) -> bool:
+    async def write(self, ref: KeyRef, value: Any, payload: bytes, ttl: Life, tags: tuple[str, ...] = ()) -> bool:
         """Store a value in Redis and in memory; return whether it is stored anywhere.
 
-        :param ttl: seconds.
+        :param ttl: seconds, or until a moment of a calendar.
         """
         if ref.others:
             return await self.replaces(ref, self.write(ref.others[0], value, payload, ttl, tags))
@@ -93,7 +95,10 @@ class Writes(Removals):
         wire = self.state.client.connection(ref.name)
         steps = self.record_steps(ref, value, payload, tags)
         record = await in_turns(steps) if len(payload) >= codec.LARGE else at_once(steps)
-        ttl = lifetime(ttl, ref.freshness.jitter, random)
+        if isinstance(ttl, CalendarLife):
+            ttl = await self.reads.lives.shortened(ttl, ref)
+        else:
+            ttl = lifetime(ttl, ref.freshness.jitter, random)
 
         def overtaken() -> bool:
             known = map(self.state.epochs.tag_name, tags)
@@ -136,14 +141,16 @@ class Writes(Removals):
         self.tell(Stored, ref, "redis")
         return True
 
-    async def fill(self, ref: KeyRef, record: Record, payload: bytes, ttl: float, fence: Fence) -> bool:
+    async def fill(
+        self, ref: KeyRef, record: Record, payload: bytes, ttl: float | CalendarTtl, fence: Fence
+    ) -> bool:  # fmt: skip
         """Store a loaded value unless the load was overtaken; return whether it is stored anywhere.
 
         What a clear or an invalidated tag has overtaken may still be written to Redis, as its lease may stand. It has
         the epoch from before the load, so no reader takes it, and memory does not keep it.
 
         :param record: what `record_steps` returned, completed with the cost of the load and the validator.
-        :param ttl: seconds.
+        :param ttl: seconds, or a calendar: when the load began decides.
         """
         stored = await self._fill(ref, record, payload, ttl, fence)
         if not stored:
@@ -166,13 +173,18 @@ class Writes(Removals):
         if self.state.observers.active:
             self.state.observers.about(kind, ref, *fields)
 
-    async def _fill(self, ref: KeyRef, record: Record, payload: bytes, ttl: float, fence: Fence) -> bool:
+    async def _fill(
+        self, ref: KeyRef, record: Record, payload: bytes, given: float | CalendarTtl, fence: Fence
+    ) -> bool:  # fmt: skip
         """Store a loaded value, as `fill` does."""
         if record.epoch != fence.epoch:
             record = record._replace(epoch=fence.epoch)
         tags, jitter = record.tags, ref.freshness.jitter
-        if jitter:
-            ttl = lifetime(ttl, jitter, random)
+        ttl: Life
+        if isinstance(given, CalendarTtl):
+            ttl = await self.reads.lives.shortened(CalendarLife(given, fence.at), ref)
+        else:
+            ttl = lifetime(given, jitter, random) if jitter else given
         lease, wire = fence.lease, self.state.client.connection(ref.name)  # the lease's loop may have been replaced
 
         def overtaken() -> bool:
@@ -244,7 +256,7 @@ class Writes(Removals):
         return Record(None, payload, len(payload), version, tags=tags)
 
     async def _send(
-        self, wire: "Connection", ref: KeyRef, record: Record, payload: bytes, ttl: float,
+        self, wire: "Connection", ref: KeyRef, record: Record, payload: bytes, life: Life,
         order: Order,
     ) -> bool:  # fmt: skip
         """Return whether Redis stored a value; if so, keep the value in memory unless its key was touched meanwhile.
@@ -255,7 +267,11 @@ class Writes(Removals):
             # The envelope has the value's end in Redis' time. A wire in use samples that clock all the time. Before a
             # wire is up, there is no sample; while it was idle, the server's clock may have been set.
             await wire.renew()
-        steps, fresh_until = wire.time.steps, wire.time.at(self._clock()) + int(ttl * MICROSECONDS)
+        if isinstance(life, CalendarLife):
+            life = await self.reads.lives.ready(life, ref.name, wire)
+        now = self._clock()
+        ttl = life.left(wire.time, now) if isinstance(life, CalendarLife) else life
+        steps, fresh_until = wire.time.steps, wire.time.at(now) + int(ttl * MICROSECONDS)
         pack: Callable[..., bytes] = partial(
             envelope.pack, payload, version=record.version, epoch=record.epoch, cost=record.cost,
             life=ttl, tags=record.tags, compress=ref.namespace.compress, validator=record.validator,
@@ -276,20 +292,22 @@ class Writes(Removals):
         # As `expect` and `settle` do it.
         placeholder = self._memory.reserve(ref.name) if ref.namespace.l1 else None
         receive = partial(self._stored, Sent(ref, placeholder, record, (fresh_until, ttl), order.since))
-        life = ttl if record.negative else ttl + ref.freshness.grace
+        expiry = milliseconds(ttl if record.negative else ttl + ref.freshness.grace)
         try:
-            stored: bool = await order.send(raw, milliseconds(life), receive)
+            stored: bool = await order.send(raw, expiry, receive)
         finally:
             if placeholder is not None:
                 self._memory.release(placeholder)
         if stored and wire.time.steps != steps:
             # The answer shows that the server's clock was set meanwhile, so the end in the envelope is wrong.
-            fresh_until = wire.time.at(self._clock()) + int(ttl * MICROSECONDS)
+            now = self._clock()
+            left = life.left(wire.time, now) if isinstance(life, CalendarLife) else life
+            fresh_until, expiry = wire.time.at(now) + int(left * MICROSECONDS), milliseconds(left + ref.freshness.grace)
             again = await self.off_loop(partial(pack, fresh_until=fresh_until), size)
             self._memory.invalidate(ref.name)
             with contextlib.suppress(CacheUnavailableError):
                 before = raw[: envelope.HEADER_BYTES]
-                await self.state.client.replace(ref.name, before, again, milliseconds(life))
+                await self.state.client.replace(ref.name, before, again, expiry)
         return stored
 
     def sealing(self, ref: KeyRef, pack: Callable[..., bytes]) -> Callable[..., bytes]:
@@ -354,7 +372,7 @@ class Writes(Removals):
         self.state.flights.detach(ref.name)
 
     def _keep(
-        self, ref: KeyRef, record: Record, ttl: float, overtaken: Callable[[], bool], trust: Trust | None = None, *,
+        self, ref: KeyRef, record: Record, ttl: Life, overtaken: Callable[[], bool], trust: Trust | None = None, *,
         supersedes: bool = False,
     ) -> bool:  # fmt: skip
         """Store a value in this process alone unless it is overtaken; return whether it is stored.
@@ -364,6 +382,8 @@ class Writes(Removals):
         if not ref.namespace.l1:
             return False
         now, known = self._clock(), self.reads.tag_state(ref, record.tags)
+        if isinstance(ttl, CalendarLife):
+            ttl = self.reads.lives.left(ttl, ref.name, now)
         # Reserved before `overtaken` is asked: from here on, an invalidation by another thread voids the placeholder.
         placeholder = self._memory.reserve(ref.name, anew=supersedes)
         try:
@@ -382,7 +402,7 @@ class Writes(Removals):
         return kept
 
     async def _keep_loaded(
-        self, ref: KeyRef, record: Record, ttl: float, overtaken: Callable[[], bool], fence: Fence,
+        self, ref: KeyRef, record: Record, ttl: Life, overtaken: Callable[[], bool], fence: Fence,
         refusal: CacheUnavailableError | None,
     ) -> bool:  # fmt: skip
         """Store a loaded value in this process alone, if no unheard invalidation can have overtaken the load.
