@@ -9,7 +9,7 @@ import pickle
 import subprocess
 import sys
 import threading
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from itertools import pairwise
 from typing import Any
 
@@ -20,7 +20,7 @@ import pytest
 from magnus_cache import CacheArgumentError, CacheTypeError, market
 from magnus_cache._engine.policy import trading_hours
 from magnus_cache._engine.policy.calendars import CalendarTtl, at_micros, micros
-from magnus_cache._engine.policy.trading_hours import DAY, NONE, TradingHours, sessions_of, spans
+from magnus_cache._engine.policy.trading_hours import NONE, TradingHours, sessions_of, spans
 
 ALL = os.environ.get("MAGNUS_CALENDARS") == "all"
 
@@ -31,20 +31,23 @@ MINUTE = 60_000_000
 
 SECOND = 1_000_000
 
+DAY = 1440 * MINUTE
+
 
 def at(text: str) -> int:
-    return micros(datetime.fromisoformat(text).replace(tzinfo=timezone.utc))
+    return micros(datetime.fromisoformat(text).replace(tzinfo=UTC))
 
 
 def ends(calendar: CalendarTtl, began: str) -> str:
     """Return when a value ends that is loaded at a time of UTC."""
-    moment = datetime.fromisoformat(began).replace(tzinfo=timezone.utc)
+    moment = datetime.fromisoformat(began).replace(tzinfo=UTC)
     return calendar.ends_at(moment).strftime("%Y-%m-%d %H:%M:%S")
 
 
 # -- against exchange-calendars ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("exchange", EXCHANGES)
 def test_every_minute_is_as_exchange_calendars_says(exchange: str) -> None:
     """Whether the exchange is open at each minute, and when it opens and closes next."""
@@ -172,7 +175,7 @@ def test_past_the_end_of_a_calendar_values_live_as_if_the_exchange_might_open_an
     """China publishes its holidays for a year."""
     prices = market("XSHG", open="15s", closed="until open")
     last = exchange_calendars.get_calendar("XSHG").last_session
-    far = micros(last.to_pydatetime().replace(tzinfo=timezone.utc)) + 200 * DAY
+    far = micros(last.to_pydatetime().replace(tzinfo=UTC)) + 200 * DAY
     prices.prepare(far)
     assert prices.is_ready(far)
     assert prices.end(far, far) == far + 15 * SECOND
@@ -181,7 +184,7 @@ def test_past_the_end_of_a_calendar_values_live_as_if_the_exchange_might_open_an
     daily = market("XSHG", open="until close", closed="until open")
     assert daily.end(far, far) == far + MINUTE
     # After the last close that is known, the next open is not.
-    evening = micros(last.to_pydatetime().replace(tzinfo=timezone.utc)) + 12 * 60 * MINUTE
+    evening = micros(last.to_pydatetime().replace(tzinfo=UTC)) + 12 * 60 * MINUTE
     assert prices.end(evening, evening) == evening + 15 * SECOND
 
 
@@ -245,14 +248,12 @@ def test_what_is_of_the_wrong_type_is_named(exchange: Any, options: Any) -> None
 
 def test_an_exchange_that_does_not_exist_is_named_with_a_likely_one() -> None:
     with pytest.raises(CacheArgumentError, match="did you mean 'XNYS'"):
-        market("XNYSE").ends_at(datetime.now(timezone.utc))
+        market("XNYSE").ends_at(datetime.now(UTC))
 
 
 def test_it_is_a_value_that_can_be_sent_to_another_process() -> None:
     calendar = market("XHKG", open="15s", closed="until  open", before="30m", after=60, breaks=False)
-    assert repr(calendar) == (
-        "market('XHKG', open=15.0, closed='until open', before=1800.0, after=60.0, breaks=False)"
-    )
+    assert repr(calendar) == ("market('XHKG', open=15.0, closed='until open', before=1800.0, after=60.0, breaks=False)")
     same = pickle.loads(pickle.dumps(calendar))
     assert same == calendar
     assert hash(same) == hash(calendar)

@@ -1,7 +1,7 @@
 """`until`: values end when a clock on the wall reaches a time, whatever the zone does to its clocks."""
 
 import pickle
-from datetime import date, datetime, time, timedelta, timezone
+from datetime import UTC, date, datetime, time, timedelta
 from typing import Any
 from zoneinfo import ZoneInfo, available_timezones
 
@@ -13,7 +13,7 @@ from magnus_cache import CacheArgumentError, CacheTypeError, Namespace, until
 from magnus_cache._engine.policy.calendars import at_micros, micros
 from magnus_cache._engine.policy.until import reaches
 
-UTC = timezone.utc
+UTC = UTC
 
 MINUTE = timedelta(minutes=1)
 
@@ -92,7 +92,9 @@ def test_a_clock_that_is_set_back_over_midnight() -> None:
         moment = both.ends_at(moment)
         found.append(moment)
     by_hand = sorted(
-        each for wall in (time(23, 30), time(0)) for each in reached_by_hand(wall, zone, utc(1999, 10, 31, 3), found[-1])
+        each
+        for wall in (time(23, 30), time(0))
+        for each in reached_by_hand(wall, zone, utc(1999, 10, 31, 3), found[-1])
     )
     assert found == [each for each in by_hand if each > utc(1999, 10, 31, 3)]
 
@@ -132,7 +134,8 @@ def test_a_value_lives_at_most_so_long() -> None:
     ("times", "options", "names", "hint"),
     [
         ((), {}, "times", "at least one"), (("25:00",), {}, "times", "16:05"), (("4 pm",), {}, "times", "16:05"),
-        (("16:05",), {"tz": "America/New_Yrok"}, "tz", "America/New_York"), (("16:05",), {"tz": "../x"}, "tz", "no time"),
+        (("16:05",), {"tz": "America/New_Yrok"}, "tz", "America/New_York"),
+        (("16:05",), {"tz": "../x"}, "tz", "no time"),
         (("16:05",), {"days": "mon-xyz"}, "days", "mon-fri"), (("16:05",), {"days": []}, "days", "no day"),
         (("16:05",), {"at_most": "0s"}, "at_most", "more than zero"),
         ((time(16, tzinfo=UTC),), {}, "times", "leave it out"),
@@ -188,7 +191,9 @@ def test_a_clock_that_is_far_off_is_no_error(at: int) -> None:
 
 
 @given(
-    st.sampled_from(ZONES), st.dates(date(1975, 1, 1), date(2036, 1, 1)), st.times().map(lambda each: each.replace(fold=0))
+    st.sampled_from(ZONES),
+    st.dates(date(1975, 1, 1), date(2036, 1, 1)),
+    st.times().map(lambda each: each.replace(fold=0)),
 )
 @settings(max_examples=150)
 def test_a_time_is_reached_when_its_wall_clock_gets_there(name: str, day: date, wall: time) -> None:

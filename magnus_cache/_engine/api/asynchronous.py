@@ -164,7 +164,7 @@ class AsyncCache(AsyncAtomic, AsyncAdministration):
     ) -> bool:
         """Store a value; return whether it is stored: in Redis, or in this process while Redis is away.
 
-        :param ttl: seconds, a timedelta or text such as ``"5m"``; None for the namespace's.
+        :param ttl: seconds, a timedelta, text such as ``"5m"`` or a calendar; None for the namespace's.
         :param tags: names by which it can be invalidated together with other values.
         :raises CacheArgumentError: for a namespace, key, ttl or tags that cannot be used.
         :raises CacheEncodeError: for a value that cannot be stored, naming its type.
@@ -248,7 +248,7 @@ class AsyncCache(AsyncAtomic, AsyncAdministration):
         """Return the stored value. If there is none, load and store it, once for all callers in the whole fleet.
 
         :param loader: a coroutine function without arguments, or a function without arguments, run in a worker thread.
-        :param ttl: a duration, or a function of the value that returns one; None for the namespace's.
+        :param ttl: a duration, a calendar, or a function of the value that returns one; None for the namespace's.
         :param tags: names by which the value can be invalidated together with others, or a function of the value that
             returns them.
         :param skip_if: called with the loaded value; if it returns true, the value is not stored.

@@ -40,7 +40,7 @@ class AsyncAtomic(AsyncLife):
         A value that has expired or was invalidated is none. While Redis is away, this process's memory decides, and
         what is added there is forgotten when Redis is back.
 
-        :param ttl: seconds, a timedelta or text such as ``"5m"``; None for the namespace's.
+        :param ttl: seconds, a timedelta, text such as ``"5m"`` or a calendar; None for the namespace's.
         :param tags: names by which it can be invalidated together with other values.
         :raises CacheArgumentError: for a namespace, key, ttl or tags that cannot be used.
         :raises CacheEncodeError: for a value that cannot be stored, naming its type.

@@ -16,20 +16,20 @@ from magnus_cache._engine.runtime.clock import MICROSECONDS
 from magnus_cache._engine.runtime.forks import ForkLock
 from magnus_cache.errors import CacheArgumentError
 
-__all__ = ["NONE", "Session", "Spans", "TradingHours", "build", "known", "spans"]
+__all__ = ["NONE", "Session", "Spans", "TradingHours", "build", "known", "sessions_of", "spans"]
 
-DAY: Final = 86_400 * MICROSECONDS
+_DAY: Final = 86_400 * MICROSECONDS
 
-_BEFORE: Final = 60 * DAY
+_BEFORE: Final = 60 * _DAY
 """How far a table reaches back from the time that is asked for: further than any exchange was closed since 1914."""
 
-_AHEAD: Final = 400 * DAY
+_AHEAD: Final = 400 * _DAY
 """How far a table reaches ahead: calendars are known for a year, some for less."""
 
-_RENEWED: Final = 45 * DAY
+_RENEWED: Final = 45 * _DAY
 """How long before its end a table is built again."""
 
-_FURTHEST: Final = 180 * 365 * DAY
+_FURTHEST: Final = 180 * 365 * _DAY
 """A time in 2149, beyond all that calendars know."""
 
 NONE: Final = -1
@@ -156,7 +156,7 @@ def _table(name: str, calendar: Any, first: int, last: int) -> TradingHours:
     sessions = tuple(zip(opens, pauses, resumes, closes, strict=True))
     latest = closes[-1] if closes else first
     # A weekend with holidays on both sides.
-    return TradingHours(name, sessions, first, latest, final=latest < last - 15 * DAY)
+    return TradingHours(name, sessions, first, latest, final=latest < last - 15 * _DAY)
 
 
 def _bounds(calendar: Any) -> tuple[datetime, datetime]:

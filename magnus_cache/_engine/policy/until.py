@@ -18,7 +18,7 @@ from magnus_cache._engine.runtime.clock import MICROSECONDS
 from magnus_cache._engine.runtime.durations import Duration, seconds
 from magnus_cache.errors import CacheArgumentError, CacheTypeError
 
-__all__ = ["until"]
+__all__ = ["reaches", "until"]
 
 _DAYS: Final = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 

@@ -44,7 +44,6 @@ from magnus_cache._engine.store.records import MISS, KeyRef, Record
 from magnus_cache._engine.store.stored_values import StoredValue, judged, opened, settled, still_valid, stored_value
 from magnus_cache._engine.store.writes import SAMPLED, milliseconds
 from magnus_cache.errors import CacheConflictError, CacheMissingError, CacheTypeError, CacheUnavailableError
-from magnus_cache.freshness import lifetime
 
 if TYPE_CHECKING:
     from magnus_cache._engine.memory.placeholder import Placeholder
@@ -115,10 +114,7 @@ class AtomicWrites(ManyFills):
                     return False
             ref = ref.others[0]
         wire = self.state.client.connection(ref.name)
-        if isinstance(ttl, CalendarLife):
-            ttl = await self.reads.lives.shortened(ttl, ref)
-        else:
-            ttl = lifetime(ttl, ref.freshness.jitter, random)
+        ttl = await self.reads.lives.shortened(ttl, ref)
         if wire is not None and not ref.namespace.local:
             record = at_once(self.record_steps(ref, value, payload, tags))
             try:
@@ -312,9 +308,7 @@ class AtomicWrites(ManyFills):
         number, ttl, epoch = counter
         payload = codec.encode(number)
         record = at_once(self.record_steps(ref, number, payload, ()))._replace(epoch=epoch)
-        lives, jitter = self.reads.lives, ref.freshness.jitter
-        life = await lives.shortened(ttl, ref) if isinstance(ttl, CalendarLife) else lifetime(ttl, jitter, random)
-        write = record, payload, life
+        write = record, payload, await self.reads.lives.shortened(ttl, ref)
         swapped = await self.swapped(wire, ref, write, (raw or b"")[:HEADER_BYTES], absent=True)
         if swapped.unsure:
             raise CacheUnavailableError("lost", "the connection was lost")
@@ -335,12 +329,9 @@ class AtomicWrites(ManyFills):
 
     async def _increment(self, wire: "Connection", ref: KeyRef, change: Change, reject: bytes, lowest: int) -> Attempt:
         """Send an increment, once."""
-        now, given = self._clock(), change.ttl
-        if isinstance(given, CalendarLife):
-            # A number belongs to the moment at which it is counted, in each attempt.
-            ttl = (await self.reads.lives.shortened(given, ref)).from_now(now).left(wire.time, now)
-        else:
-            ttl = lifetime(given, ref.freshness.jitter, random)
+        given, now = await self.reads.lives.shortened(change.ttl, ref), self._clock()
+        # A number belongs to the moment at which it is counted, in each attempt.
+        ttl = given.from_now(now).left(wire.time, now) if isinstance(given, CalendarLife) else given
         created = b"" if not change.create else envelope.pack(
             codec.encode(change.initial + change.delta), version=new_version(), epoch=self.state.epochs.highest,
             fresh_until=wire.time.at(now) + int(ttl * MICROSECONDS), life=ttl,

@@ -22,6 +22,7 @@ from magnus_cache._engine.coordination.state import State
 from magnus_cache._engine.policy.calendars import CalendarTtl
 from magnus_cache._engine.redis.server_time import RedisTime, host_time
 from magnus_cache._engine.runtime.clock import MICROSECONDS
+from magnus_cache._engine.runtime.waiters import running_loop
 from magnus_cache._engine.store.records import KeyRef
 from magnus_cache.freshness import lifetime
 
@@ -81,9 +82,13 @@ class Lives:
         return CalendarLife(ttl, self._state.clock())
 
     def time_of(self, name: bytes) -> RedisTime:
-        """Return the clock that counts for a value: Redis' as it is known, or else the host's."""
-        wire = self._state.client.connection(name)
-        return wire.time if wire is not None and wire.time.known else host_time(self._state.clock)
+        """Return the clock that counts for a value, in any thread: Redis' as it is known, or else the host's."""
+        wire = None if running_loop() is None else self._state.client.connection(name)
+        if wire is not None and wire.time.known:
+            return wire.time
+        # As another loop's connection knows it.
+        known = [each.time for each in self._state.topology.connections() if each.time.known]
+        return max(known, key=lambda time: time.sampled) if known else host_time(self._state.clock)
 
     def left(self, life: CalendarLife, name: bytes, now: float) -> float:
         """Return the seconds that a value has left; see `CalendarLife.left`."""
@@ -122,6 +127,9 @@ class Lives:
             self._state.notices.warn(f"calendar:{calendar!r}", problem)
         return life
 
-    async def shortened(self, life: CalendarLife, ref: KeyRef) -> CalendarLife:
-        """Return a life that `ready` has seen, with the share of it that the jitter of its namespace leaves."""
-        return replace(await self.ready(life, ref.name), share=lifetime(1.0, ref.freshness.jitter, random))
+    async def shortened(self, life: Life, ref: KeyRef) -> Life:
+        """Return a life that `ready` has seen, or seconds, shortened by the jitter of its namespace."""
+        jitter = ref.freshness.jitter
+        if not isinstance(life, CalendarLife):
+            return lifetime(life, jitter, random)
+        return replace(await self.ready(life, ref.name), share=lifetime(1.0, jitter, random))

@@ -6,7 +6,6 @@ otherwise a hundred tasks would all read the same value, and ninety-nine would d
 """
 
 import asyncio
-from random import random
 from typing import TYPE_CHECKING, Any, Final
 
 from magnus_cache._engine import codec
@@ -17,11 +16,10 @@ from magnus_cache._engine.runtime.loop_end import call_on_loop
 from magnus_cache._engine.runtime.turns import at_once, in_turns
 from magnus_cache._engine.store.atomic_memory import Found
 from magnus_cache._engine.store.atomic_writes import ATTEMPTS, AtomicWrites, maybe_done, pause
-from magnus_cache._engine.store.lives import CalendarLife, Life
+from magnus_cache._engine.store.lives import Life
 from magnus_cache._engine.store.records import MISS, KeyRef
 from magnus_cache._engine.store.stored_values import StoredValue, judged, opened, settled
 from magnus_cache.errors import CacheConflictError, CacheUnavailableError
-from magnus_cache.freshness import lifetime
 
 if TYPE_CHECKING:
     from magnus_cache._engine.redis.exchange import Connection
@@ -126,11 +124,7 @@ class Update:
     async def _store(self, wire: "Connection", value: Any, payload: bytes) -> bool:
         writes, ref, base = self._writes, self._ref, self._base
         if self._ttl is not None or base is None:
-            ttl: Life = self._ttl or writes.reads.life(ref, None)
-            if isinstance(ttl, CalendarLife):
-                ttl = await writes.reads.lives.shortened(ttl, ref)
-            else:
-                ttl = lifetime(ttl, ref.freshness.jitter, random)
+            ttl = await writes.reads.lives.shortened(self._ttl or writes.reads.life(ref, None), ref)
         else:
             now = self._state.clock()
             ttl = wire.time.end(base.fresh_until, base.life, now) - now
