@@ -25,3 +25,13 @@ def without_telling_one_tag_from_several() -> None:
         return found, place
 
     put(envelope, "_tags", tags)
+
+
+@guard(HERE)
+def without_an_end_for_which_the_beginning_is_exact() -> None:
+    put(envelope, "lived", lambda began, until: (until, (until - began) / 1e6))
+
+
+@guard(HERE)
+def without_a_bound_on_lives() -> None:
+    put(envelope, "as_of", lambda until, life: until - int(life * 1e6) if life == life else 0)

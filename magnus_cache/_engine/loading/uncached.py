@@ -11,7 +11,7 @@ from magnus_cache._engine.loading.acquire import LeaseAcquirer
 from magnus_cache._engine.loading.loaded_value import LoadedValue
 from magnus_cache._engine.runtime.clock import MICROSECONDS, monotonic
 from magnus_cache._engine.runtime.portal import NoThreadError
-from magnus_cache._engine.store.records import KeyRef
+from magnus_cache._engine.store.records import Began, KeyRef
 from magnus_cache.errors import CacheEncodeError
 
 __all__ = ["uncached"]
@@ -47,4 +47,4 @@ def uncached(
     # If it cannot be encoded, the waiting callers share the object, as they would without a cache.
     with contextlib.suppress(CacheEncodeError):
         payload = codec.encode_by(ref.namespace.codec, value)
-    return LoadedValue(value, payload, user_codec=ref.namespace.codec)
+    return LoadedValue(value, payload, user_codec=ref.namespace.codec, began=Began(flight.began))
