@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from magnus_cache._engine.codec import envelope
+from magnus_cache._engine.codec import envelope, header_times
 from magnus_cache._engine.codec.envelope import (
     COMPRESSED,
     HEADER_BYTES,
@@ -272,22 +272,22 @@ def test_few_tags_are_remembered_as_they_are_stored() -> None:
 
 @given(st.integers(0, 2**51), st.integers(1, 120 * 365 * 86_400 * 10**6))
 def test_a_header_says_exactly_when_the_load_began(began: int, micros: int) -> None:
-    end, life = envelope.lived(began, began + micros)
+    end, life = header_times.lived(began, began + micros)
     raw = pack(b"", version=1, fresh_until=end, life=life)
     header = read_header(raw)
-    assert envelope.as_of(header.fresh_until, header.life) == began
+    assert header_times.as_of(header.fresh_until, header.life) == began
     assert micros - 1 - micros * 1.2e-7 <= end - began <= micros
 
 
 def test_a_whole_ttl_is_kept_as_it_is() -> None:
     for seconds in (1, 60, 3_600, 86_400, 30 * 86_400):
-        assert envelope.lived(10**15, 10**15 + seconds * 10**6) == (10**15 + seconds * 10**6, float(seconds))
+        assert header_times.lived(10**15, 10**15 + seconds * 10**6) == (10**15 + seconds * 10**6, float(seconds))
 
 
 @pytest.mark.parametrize("life", [0.0, -1.0, float("nan"), float("inf"), 3e38])
 def test_of_a_header_without_a_life_nothing_is_said(life: float) -> None:
-    assert envelope.as_of(10**15, life) == 0
+    assert header_times.as_of(10**15, life) == 0
 
 
 def test_no_load_began_before_the_epoch() -> None:
-    assert envelope.as_of(10**6, 100.0) == 0
+    assert header_times.as_of(10**6, 100.0) == 0

@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from magnus_cache._engine.api.history import history_of, writer_of
-from magnus_cache._engine.codec import encode, envelope, is_opaque, mismatch
+from magnus_cache._engine.codec import encode, envelope, header_times, is_opaque, mismatch
 from magnus_cache._engine.memory.entry import Entry
 from magnus_cache._engine.policy.function_tags import visible_tags
 from magnus_cache._engine.store.explanation import Explanation, duration_text
@@ -212,7 +212,7 @@ async def _in_redis(reads: Reads, wire: "Connection", ref: KeyRef, raw: bytes | 
         served, verdict = False, f"a miss here: {problem}"
     return replace(
         unknown, level="l2" if served else None, verdict=verdict, opaque=opaque,
-        age=_known(age_of(envelope.as_of(header.fresh_until, header.life), wire.time, now)), left=left,
+        age=_known(age_of(header_times.as_of(header.fresh_until, header.life), wire.time, now)), left=left,
         epoch=header.epoch,
         lowest_valid_epoch=lowest_valid, tags=tuple(tags), cost=header.cost, size=len(raw) - envelope.HEADER_BYTES,
         stored_by=await writer_of(reads.state, wire, header.version),

@@ -4,10 +4,7 @@ Layout, big-endian, `HEADER_BYTES` in all: magic (``c1 4d``; 0xc1 never begins m
 that follows (u32), flags, unique version (u64), fresh-until (i64, microseconds of Redis' clock), epoch (u64), load cost
 (f32, seconds), life (f32, seconds from when its load or write began to fresh-until), length of the body (u32). The
 length makes every truncation certain to be seen, the CRC every burst of up to 32 flipped bits. Neither is a signature.
-
-When the load began is fresh-until less the life: see `as_of`. A life is single precision, so `lived` chooses an end for
-which that is exact; this shortens a TTL by less than a ten-millionth of the life. Earlier versions wrote the life
-from when the value was stored. Both read each other's values; of an older one, the load seems to begin when it ended.
+`header_times` says what fresh-until and life mean.
 
 The body is the payload; in front of it, if the value has tags, their number (u8) and each one's length (u16) and UTF-8;
 and between the two, if the value has a validator (such as an ETag), its length (u16) and UTF-8.
@@ -19,8 +16,6 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final, NamedTuple, Required, TypedDict, Unpack
 
 from magnus_cache._engine.codec.compression import ZLIB, Compression, compressed, decompressed, too_large
-from magnus_cache._engine.runtime.clock import MICROSECONDS
-from magnus_cache._engine.runtime.durations import LONGEST
 from magnus_cache.errors import CacheArgumentError, CacheDecodeError
 
 __all__ = [
@@ -29,7 +24,6 @@ __all__ = [
     "HEADER_BYTES",
     "HEADER_FIELDS",
     "JUDGED_FIELDS",
-    "LONGEST_LIFE",
     "MOST_TAGS",
     "NAMED",
     "NEGATIVE",
@@ -43,13 +37,11 @@ __all__ = [
     "Header",
     "HeaderFields",
     "Origin",
-    "as_of",
     "clear_part",
     "head_bytes",
     "head_of",
     "is_compressed",
     "joined",
-    "lived",
     "open_payload",
     "pack",
     "pack_many",
@@ -73,7 +65,6 @@ HEADER_FIELDS: Final = struct.Struct(">3xIBQqQffI")
 """All fields of a header: those of `JUDGED_FIELDS`, with the version after the flags and the cost after the epoch."""
 
 _LENGTH: Final = struct.Struct(">H")
-_SINGLE: Final = struct.Struct(">f")
 HEADER_BYTES: Final = HEADER_FIELDS.size
 SUMMED_FROM: Final = _SUM.size
 """Where that begins which the checksum is of."""
@@ -111,9 +102,6 @@ NAMED: Final = 0x20
 """The first byte of the compressed payload is the number of its algorithm."""
 
 MOST_TAGS: Final = 255
-
-LONGEST_LIFE: Final = 2 * LONGEST
-"""Seconds. The life of a value that lives for ever is a century, and a little more if it took long to load."""
 
 _ONE_TAG: Final = 3
 """Bytes before the text of a single tag: the number of tags, and its length."""
@@ -158,32 +146,7 @@ class HeaderFields(TypedDict, total=False):
     cost: float
     """Seconds the load took."""
     life: float
-    """Seconds from when its load or write began to fresh-until; see `lived`."""
-
-
-def as_of(fresh_until: int, life: float) -> int:
-    """Return when the load or write of a value began, in microseconds of Redis' clock; 0 if its header does not say.
-
-    :param fresh_until: microseconds, and `life` seconds, as its header has them.
-    """
-    # Written out in `store/portions`.
-    return max(0, fresh_until - int(life * MICROSECONDS)) if 0 < life < LONGEST_LIFE else 0
-
-
-def lived(began: int, fresh_until: int) -> tuple[int, float]:
-    """Return the end and the life of a value for its header, from which `as_of` returns exactly when it began.
-
-    The end is at most a ten-millionth of the life before `fresh_until`.
-
-    :param began: when the load or write of the value began, in microseconds of Redis' clock.
-    :param fresh_until: likewise.
-    """
-    exact = _SINGLE.pack((fresh_until - began) / MICROSECONDS)
-    life: float = _SINGLE.unpack(exact)[0]
-    if began + int(life * MICROSECONDS) > fresh_until:
-        # The number of single precision before this one: a TTL is never longer than it was to be.
-        life = _SINGLE.unpack((int.from_bytes(exact, "big") - 1).to_bytes(4, "big"))[0]
-    return began + int(life * MICROSECONDS), life
+    """Seconds from when its load or write began to fresh-until; see `header_times`."""
 
 
 def pack(
@@ -261,7 +224,7 @@ def renewed(raw: bytes, *, version: int, fresh_until: int, life: float) -> bytes
     :param raw: a sound value, see `read_header`.
     :param version: 64 bits, see `new_version`.
     :param fresh_until: microseconds of Redis' clock.
-    :param life: seconds from when its load or write began to the new end; see `lived`.
+    :param life: seconds from when its load or write began to the new end; see `header_times`.
     :raises CacheArgumentError: if a number does not fit its field.
     """
     _, flags, _, _, epoch, cost, _, size = HEADER_FIELDS.unpack_from(raw)

@@ -1,7 +1,7 @@
 """The outcome of a load, as its waiting callers take it."""
 
 from collections.abc import Sequence
-from typing import Generic, Literal, TypeVar
+from typing import Generic, TypeVar
 
 from magnus_cache._engine import codec
 from magnus_cache._engine.runtime.turns import in_turns
@@ -21,17 +21,15 @@ class LoadedValue(Generic[T]):
     :param copies: copies for the further callers, if there is no payload.
     :param user_codec: that of the namespace, or None.
     :ivar began: when the load that made it began; None if the loader left the value out.
-    :ivar level: ``"l2"`` for a value that another process has loaded meanwhile, else ``"load"``.
     """
 
-    __slots__ = ("_own", "_payload", "_user_codec", "_value", "began", "level", "refusal")
+    __slots__ = ("_own", "_payload", "_user_codec", "_value", "began", "refusal")
 
     def __init__(
         self, value: T, payload: bytes | None, refusal: CacheEncodeError | None = None, copies: Sequence[T] = (), *,
         user_codec: codec.Codec | None = None, began: Began | None = None,
     ) -> None:  # fmt: skip
         self.began = began
-        self.level: Literal["l2", "load"] = "load"
         self._user_codec = user_codec
         self._value = value
         self._payload = payload

@@ -15,8 +15,7 @@ from magnus_cache._engine.flights.context import (
     CURRENT,
     CurrentLoad,
     as_current_load,
-    is_unmodified,
-    not_modified_error,
+    modified,
 )
 from magnus_cache._engine.flights.flight import Flight
 from magnus_cache._engine.loading.acquire import LeaseAcquirer
@@ -95,7 +94,7 @@ class Loads:
         mode = state.mode if state.special else Mode.NORMAL
         if mode is Mode.DISABLED:
             with as_current_load(CurrentLoad()):
-                return LoadedValue(_modified(await self.call(request.loader, str(ref.namespace))), None)
+                return LoadedValue(modified(await self.call(request.loader, str(ref.namespace))), None)
         request = self._completed(request, mode)
         caller = self.joining.caller(request)
         if ref.namespace.local or self.flights.current(ref.name) is not None:
@@ -179,7 +178,7 @@ class Loads:
         mode = self._state.mode
         if mode is Mode.DISABLED:
             with as_current_load(CurrentLoad()):
-                return _modified(self.called_blocking(request.loader))
+                return modified(self.called_blocking(request.loader))
         check_waiting()
         request = self._completed(request, mode)
         caller = self.joining.caller(request)
@@ -300,9 +299,7 @@ class Loads:
         if payload is None and entry.shared and flight.waiter_count > (flight.loop is not None):
             # The other callers may have another policy than this one.
             payload = at_once(self._reads.payload_steps(entry))
-        found = LoadedValue(opened, payload, user_codec=ref.namespace.codec, began=Began(0.0, entry.as_of))
-        found.level = "l2"
-        return found
+        return LoadedValue(opened, payload, user_codec=ref.namespace.codec, began=Began.elsewhere(entry.as_of))
 
     def count_load(self, request: LoadRequest[Any], started: float) -> float:
         """Count and record a load, and return its duration.
@@ -421,12 +418,6 @@ class Loads:
         look.overtaken = bool(tags) and await self.acquirer.overtaken(ref, tags, prepared.known, fence)
         codec = ref.namespace.codec
         return LoadedValue(value, None if local else payload, refusal, copies, user_codec=codec, began=began)
-
-
-def _modified(value: T) -> T:
-    if is_unmodified(value):
-        raise not_modified_error()
-    return value
 
 
 async def _awaited(value: Awaitable[T]) -> T:

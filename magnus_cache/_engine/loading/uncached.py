@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from magnus_cache._engine import codec
-from magnus_cache._engine.flights.context import CurrentLoad, as_current_load, is_unmodified, not_modified_error
+from magnus_cache._engine.flights.context import CurrentLoad, as_current_load, modified
 from magnus_cache._engine.flights.flight import Flight
 from magnus_cache._engine.loading.acquire import LeaseAcquirer
 from magnus_cache._engine.loading.loaded_value import LoadedValue
@@ -36,9 +36,7 @@ def uncached(
     flight.began = state.clock()
     started = monotonic()
     with as_current_load(CurrentLoad()):
-        value = call()
-    if is_unmodified(value):
-        raise not_modified_error()
+        value = modified(call())
     cost = monotonic() - started
     ref.counters.loads += 1
     ref.counters.load_micros += int(cost * MICROSECONDS)

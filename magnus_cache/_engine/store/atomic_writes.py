@@ -26,7 +26,7 @@ from random import random
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from magnus_cache._engine import codec
-from magnus_cache._engine.codec import envelope
+from magnus_cache._engine.codec import envelope, header_times
 from magnus_cache._engine.codec.envelope import HEADER_BYTES, VERSION_AT
 from magnus_cache._engine.codec.versions import new_version
 from magnus_cache._engine.coordination.epoch_sync import UnsettledError
@@ -331,7 +331,7 @@ class AtomicWrites(ManyFills):
         """Send an increment, once."""
         ttl = lifetime(change.ttl, ref.freshness.jitter, random)
         now = wire.time.at(self._clock())
-        until, lives = envelope.lived(now, now + int(ttl * MICROSECONDS))
+        until, lives = header_times.lived(now, now + int(ttl * MICROSECONDS))
         created = b"" if not change.create else envelope.pack(
             codec.encode(change.initial + change.delta), version=new_version(), epoch=self.state.epochs.highest,
             fresh_until=until, life=lives,

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
-from magnus_cache._engine.codec import envelope
+from magnus_cache._engine.codec import envelope, header_times
 from magnus_cache._engine.codec.versions import new_version
 from magnus_cache._engine.coordination.lease_batch import BatchLease, LeaseBatch
 from magnus_cache._engine.coordination.leases import Snapshot
@@ -167,7 +167,7 @@ class ManyFills(ManyWrites):
         try:
             for place in stored:
                 raw, ttl = filling.raws[place], ttls[place]
-                until, life = envelope.lived(as_of, now + int(ttl * MICROSECONDS))
+                until, life = header_times.lived(as_of, now + int(ttl * MICROSECONDS))
                 again = envelope.renewed(raw, version=new_version(), fresh_until=until, life=life)
                 expiry = milliseconds(ttl + part.refs.freshness.grace)
                 await self.state.client.replace(names[place], raw[: envelope.HEADER_BYTES], again, expiry)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from magnus_cache._engine.codec import envelope
+from magnus_cache._engine.codec import envelope, header_times
 from magnus_cache._engine.codec.versions import new_version
 from magnus_cache._engine.memory.entry import Entry, pack_windows
 from magnus_cache._engine.redis.retries import ask_twice
@@ -142,8 +142,8 @@ class Lifetimes:
                 return False
             raw, until = stored.raw, wire.time.at(self._clock()) + int(ttl * MICROSECONDS)
             # The value is none the younger for it.
-            began = envelope.as_of(stored.fresh_until, stored.life)
-            until, life = envelope.lived(began, until) if began else (until, 0.0)
+            began = header_times.as_of(stored.fresh_until, stored.life)
+            until, life = header_times.lived(began, until) if began else (until, 0.0)
             renew: Callable[[], bytes] = partial(
                 envelope.renewed, stored.plain, version=new_version(), fresh_until=until, life=life
             )

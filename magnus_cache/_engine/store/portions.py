@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 from magnus_cache._engine.codec.envelope import (
     HEADER_BYTES,
     HEADER_FIELDS,
-    LONGEST_LIFE,
     PREFIX,
     SMALL_VALUE,
     SUMMED_FROM,
     TAGGED,
     head_of,
 )
+from magnus_cache._engine.codec.header_times import LONGEST_LIFE
 from magnus_cache._engine.coherence.epoch_names import EpochNames
 from magnus_cache._engine.coherence.epochs import SMALL_BYTES
 from magnus_cache._engine.memory.entry import Entry, pack_facts
@@ -168,7 +168,7 @@ class Portion:
                     and size == len(raw) - HEADER_BYTES and crc(raw[SUMMED_FROM:]) == checksum
                 ):  # fmt: skip
                     deadline = end(fresh_until, life, now)
-                    # `envelope.as_of`, written out.
+                    # `header_times.as_of`, written out.
                     began = fresh_until - int(life * 1e6) if life < LONGEST_LIFE else 0
                     if began < 0:
                         began = 0

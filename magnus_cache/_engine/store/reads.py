@@ -13,7 +13,7 @@ from functools import partial
 from random import random
 from typing import TYPE_CHECKING, Final, TypeAlias
 
-from magnus_cache._engine.codec import envelope
+from magnus_cache._engine.codec import envelope, header_times
 from magnus_cache._engine.coherence.epochs import LARGE_BYTES, SMALL_BYTES
 from magnus_cache._engine.coherence.tag_stamps import room
 from magnus_cache._engine.coherence.trust import Trust
@@ -371,7 +371,7 @@ class Reads(Fallback):
             if placeholder is not None and (judged.is_invalidated or self._is_replaced(placeholder, record)):
                 self._memory.drop(placeholder)
             return None
-        began, trust = envelope.as_of(fresh_until, life), self.trust(connection, sent, ref)
+        began, trust = header_times.as_of(fresh_until, life), self.trust(connection, sent, ref)
         entry = self.entry(ref, record, trust, (deadline, sent, began), (generation, stamps))
         if placeholder is not None:
             self._memory.fill(placeholder, entry)

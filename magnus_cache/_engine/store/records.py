@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any, Final, NamedTuple, TypeAlias
+from typing import Any, Final, NamedTuple, Self, TypeAlias
 
 from magnus_cache._engine.coherence.epoch_names import EpochNames
 from magnus_cache._engine.coherence.tag_stamps import TagStamp
@@ -93,6 +93,11 @@ class Began:
     def __init__(self, at: float, as_of: int = 0) -> None:
         self.at = at
         self.as_of = as_of
+
+    @classmethod
+    def elsewhere(cls, as_of: int) -> Self:
+        """Return when a load of another process began, which its value tells; its `at` is minus infinity."""
+        return cls(-math.inf, as_of)
 
     def told(self, time: RedisTime) -> int:
         """Return it in microseconds of Redis' clock, by the present estimate of that; it is remembered."""

@@ -21,7 +21,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from magnus_cache._engine.codec import envelope
+from magnus_cache._engine.codec import envelope, header_times
 from magnus_cache._engine.coherence.trust import Trust
 from magnus_cache._engine.coordination.epoch_sync import UnsettledError
 from magnus_cache._engine.coordination.state import State
@@ -155,5 +155,5 @@ class SettledReads(JointReads):
                 self._state.memory.drop(placeholder)
             return None
         trust = Trust(-math.inf, connection.trust.generation)
-        began = envelope.as_of(fresh_until, life)
+        began = header_times.as_of(fresh_until, life)
         return self._reads.entry(ref, record, trust, (deadline, sent, began), stamps)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 from anyio import CapacityLimiter, to_thread
 
 from magnus_cache._engine import codec
-from magnus_cache._engine.codec import envelope
+from magnus_cache._engine.codec import envelope, header_times
 from magnus_cache._engine.codec.versions import new_version
 from magnus_cache._engine.coherence.trust import Trust, UnsharedTrust
 from magnus_cache._engine.coordination.generations import OfflineTrust
@@ -304,7 +304,7 @@ class Writes(Removals):
         """Return when the load or write of a value began, when it ends, in Redis' time, and its life for the header."""
         now = wire.time.at(self._clock())
         as_of = now if record.began is None else min(now, record.began.told(wire.time))
-        return as_of, *envelope.lived(as_of, now + int(ttl * MICROSECONDS))
+        return as_of, *header_times.lived(as_of, now + int(ttl * MICROSECONDS))
 
     def sealing(self, ref: KeyRef, pack: Callable[..., bytes]) -> Callable[..., bytes]:
         """Return a function that seals what another one packs."""

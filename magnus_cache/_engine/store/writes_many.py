@@ -18,7 +18,7 @@ from random import random
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from magnus_cache._engine import codec
-from magnus_cache._engine.codec import envelope
+from magnus_cache._engine.codec import envelope, header_times
 from magnus_cache._engine.codec.envelope import Origin
 from magnus_cache._engine.codec.versions import new_version, new_versions
 from magnus_cache._engine.memory.placeholder import Placeholder
@@ -239,11 +239,11 @@ class ManyWrites(Writes):
         as_of = min(now, part.began.told(wire.time))
         if policy.jitter:
             ttls = [lifetime(ttl, policy.jitter, random) for _ in names]
-            spans = [envelope.lived(as_of, now + int(each * MICROSECONDS)) for each in ttls]
+            spans = [header_times.lived(as_of, now + int(each * MICROSECONDS)) for each in ttls]
             ends, lives = [end for end, _ in spans], [life for _, life in spans]
             expiries = [milliseconds(each + policy.grace) for each in ttls]
         else:
-            end, life = envelope.lived(as_of, now + int(ttl * MICROSECONDS))
+            end, life = header_times.lived(as_of, now + int(ttl * MICROSECONDS))
             ttls, ends, lives = [ttl] * len(names), [end] * len(names), [life] * len(names)
             expiries = [milliseconds(ttl + policy.grace)] * len(names)
         transaction.times = ends, ttls
