@@ -331,11 +331,13 @@ def _wall_clock_reads(tree: ast.Module) -> Iterator[int]:
 
 def test_the_wall_clock_is_never_read() -> None:
     """It jumps, and no two hosts agree on it."""
-    # But by `doctor`, which compares it with Redis' clock; once for each response of HTTP, which states dates; and for
-    # calendars where there is no Redis.
+    # But by `doctor`, which compares it with Redis' clock, once for each response of HTTP, which states dates, and in a
+    # process that has met no server, to say when its loads began and when its calendars end values.
     readers = {
-        "magnus_cache.cli.checks", "magnus_cache.integrations.http.exchange", "magnus_cache._engine.redis.server_time",
-    }  # fmt: skip
+        "magnus_cache.cli.checks",
+        "magnus_cache.integrations.http.exchange",
+        "magnus_cache._engine.redis.server_time",
+    }
     lines = {name: list(_wall_clock_reads(tree)) for name, tree in TREES.items() if name not in readers}
     assert {name: found for name, found in lines.items() if found} == {}
 

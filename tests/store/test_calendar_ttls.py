@@ -33,6 +33,11 @@ pytestmark = pytest.mark.anyio
 
 SECOND = 1_000_000
 
+WEEK = 7 * 86_400 * SECOND
+
+EXACT = 10_000_000
+"""Part of its life to which the end of a value is exact: the header has numbers of single precision."""
+
 CALLERS = ("async", "blocking")
 
 
@@ -91,6 +96,11 @@ def end_in_redis(raw: redis.Redis, name: str) -> int:
     stored = raw.get(name)
     assert isinstance(stored, bytes)
     return read_header(stored).fresh_until
+
+
+def is_at(end: int, moment: int) -> bool:
+    """Return whether a value ends at a moment, and not a microsecond later; see `header_times`."""
+    return 0 <= moment - end <= 100_000 * SECOND // EXACT
 
 
 async def done(cache: AsyncCacheManager, callers: str, method: str, *args: Any, **options: Any) -> Any:
@@ -180,13 +190,13 @@ WAYS: list[Callable[[AsyncCacheManager, str, Bell], Awaitable[None]]] = [
 
 @pytest.mark.parametrize("store", WAYS, ids=lambda way: way.__name__.strip("_"))
 @pytest.mark.parametrize("callers", CALLERS)
-async def test_a_value_ends_at_the_very_microsecond(
+async def test_a_value_ends_at_the_moment(
     callers: str, store: Callable[..., Awaitable[None]], url: str, raw: redis.Redis
 ) -> None:
     bell = server_now(raw) + 1000 * SECOND
     async with managers(url, 1) as (cache,):
         await store(cache, callers, Bell(bell))
-        assert end_in_redis(raw, "magnus:t:k") == bell
+        assert is_at(end_in_redis(raw, "magnus:t:k"), bell)
         left = await cache.ttl("t", "k")
         assert left is not None
         assert 990 < left < 1000
@@ -305,7 +315,7 @@ async def test_the_same_goes_for_what_is_loaded_together(callers: str, url: str,
                 found = await done(cache, callers, "get_or_set_many", "t", wanted, load, ttl=bell)
                 assert found == dict.fromkeys(wanted, 2)
             assert loads == [wanted, wanted]
-            assert {end_in_redis(raw, f"magnus:t:{key}") for key in wanted} == {bell.moments[1]}
+            assert all(is_at(end_in_redis(raw, f"magnus:t:{key}"), bell.moments[1]) for key in wanted)
 
 
 async def test_an_object_that_stays_in_the_process_ends_too(url: str, raw: redis.Redis) -> None:
@@ -430,9 +440,9 @@ async def test_the_clock_of_the_host_does_not_matter(
         for cache, off in zip(caches, (-86_400, 0, 5_000_000), strict=True):
             monkeypatch.setattr(time, "time", lambda off=off: real() + off)
             await cache.set("t", "k", off, Bell(bell))
-            assert end_in_redis(raw, "magnus:t:k") == bell
+            assert is_at(end_in_redis(raw, "magnus:t:k"), bell)
             assert await cache.get_or_set("t", f"l{off}", lambda: 1, Bell(bell)) == 1
-            assert end_in_redis(raw, f"magnus:t:l{off}") == bell
+            assert is_at(end_in_redis(raw, f"magnus:t:l{off}"), bell)
 
 
 async def test_the_clock_of_redis_counts_even_if_it_is_wrong(server: EmbeddedServer, raw: redis.Redis) -> None:
@@ -442,7 +452,7 @@ async def test_the_clock_of_redis_counts_even_if_it_is_wrong(server: EmbeddedSer
         async with managers(relay.url, 1) as (cache,):
             bell = server_now(raw) + (relay.ahead + 1000) * SECOND
             await cache.set("t", "k", 1, Bell(bell - 2000 * SECOND, bell))
-            assert end_in_redis(raw, "magnus:t:k") == bell
+            assert is_at(end_in_redis(raw, "magnus:t:k"), bell)
 
 
 async def test_in_an_outage_the_last_known_time_of_redis_counts(
@@ -507,7 +517,7 @@ async def test_a_calendar_is_built_in_a_thread_while_the_loop_goes_on(callers: s
                 await cut
         gate.open.set()
         assert await asyncio.gather(*calls) == [True] * 3
-        assert end_in_redis(raw, "magnus:t:0") == gate.moments[0]
+        assert is_at(end_in_redis(raw, "magnus:t:0"), gate.moments[0])
         if callers == "blocking":
             assert await cut
 
@@ -523,7 +533,7 @@ async def test_quotes_by_the_hours_of_an_exchange(callers: str, url: str, raw: r
             calendar: Any = space.ttl
             ends = {calendar.end(at, at) for at in (before, server_now(raw))}
             stored = end_in_redis(raw, f"magnus:{space}:k")
-            assert min(ends) <= stored <= max(ends)
+            assert min(ends) - WEEK // EXACT <= stored <= max(ends)
 
 
 @pytest.mark.parametrize("callers", CALLERS)
@@ -560,6 +570,6 @@ def test_a_blocking_manager_without_a_loop(url: str, raw: redis.Redis) -> None:
 
         assert load() == 1
         assert load.cache_info().ttl is bell
-        assert end_in_redis(raw, "magnus:t:k") == bell.moments[0]
+        assert is_at(end_in_redis(raw, "magnus:t:k"), bell.moments[0])
         wait_until(lambda: cache.get("t", "k") == 1)
         assert trading_hours.known("no such") is None

@@ -116,10 +116,12 @@ class RedisTime:
 
 
 def host_time(clock: Clock) -> RedisTime:
-    """Return the host's own clock in the form of a server's, where there is no server whose clock could count.
+    """Return the clock of this host in place of a server's, for a cache that has not met its server, or has none.
+
+    No other host's clock is ever compared with it: what a process keeps by this clock stays in its memory.
 
     :param clock: the cache's; if a test has moved it, the host's clock is as far ahead.
     """
-    now, host = clock(), RedisTime()
-    host.sample(now, now, int((time.time() + offset_of(clock)) * MICROSECONDS))
-    return host
+    found, now = RedisTime(), clock()
+    found.sample(now, now, int((time.time() + offset_of(clock)) * MICROSECONDS))
+    return found

@@ -26,7 +26,7 @@ from random import random
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from magnus_cache._engine import codec
-from magnus_cache._engine.codec import envelope
+from magnus_cache._engine.codec import envelope, header_times
 from magnus_cache._engine.codec.envelope import HEADER_BYTES, VERSION_AT
 from magnus_cache._engine.codec.versions import new_version
 from magnus_cache._engine.coordination.epoch_sync import UnsettledError
@@ -40,7 +40,7 @@ from magnus_cache._engine.store.atomic_memory import AtomicMemory
 from magnus_cache._engine.store.fills_many import ManyFills
 from magnus_cache._engine.store.lives import CalendarLife, Life
 from magnus_cache._engine.store.orders import Order
-from magnus_cache._engine.store.records import MISS, KeyRef, Record
+from magnus_cache._engine.store.records import MISS, Began, KeyRef, Record
 from magnus_cache._engine.store.stored_values import StoredValue, judged, opened, settled, still_valid, stored_value
 from magnus_cache._engine.store.writes import SAMPLED, milliseconds
 from magnus_cache.errors import CacheConflictError, CacheMissingError, CacheTypeError, CacheUnavailableError
@@ -113,10 +113,10 @@ class AtomicWrites(ManyFills):
                 if await self.reads.look(other) is not None:
                     return False
             ref = ref.others[0]
-        wire = self.state.client.connection(ref.name)
+        began, wire = Began(self._clock()), self.state.client.connection(ref.name)
         ttl = await self.reads.lives.shortened(ttl, ref)
         if wire is not None and not ref.namespace.local:
-            record = at_once(self.record_steps(ref, value, payload, tags))
+            record = at_once(self.record_steps(ref, value, payload, tags))._replace(began=began)
             try:
                 return await self._add(ref, record, payload, ttl)
             except CacheUnavailableError as error:
@@ -329,12 +329,12 @@ class AtomicWrites(ManyFills):
 
     async def _increment(self, wire: "Connection", ref: KeyRef, change: Change, reject: bytes, lowest: int) -> Attempt:
         """Send an increment, once."""
-        given, now = await self.reads.lives.shortened(change.ttl, ref), self._clock()
-        # A number belongs to the moment at which it is counted, in each attempt.
-        ttl = given.from_now(now).left(wire.time, now) if isinstance(given, CalendarLife) else given
+        given, at = await self.reads.lives.shortened(change.ttl, ref), self._clock()
+        ttl, now = given.left_from(wire.time, at) if isinstance(given, CalendarLife) else given, wire.time.at(at)
+        until, lives = header_times.lived(now, now + int(ttl * MICROSECONDS))
         created = b"" if not change.create else envelope.pack(
             codec.encode(change.initial + change.delta), version=new_version(), epoch=self.state.epochs.highest,
-            fresh_until=wire.time.at(now) + int(ttl * MICROSECONDS), life=ttl,
+            fresh_until=until, life=lives,
         )  # fmt: skip
         life = milliseconds(ttl + ref.freshness.grace)
         request = Increment(reject, created, life, lowest, change.delta, new_version())

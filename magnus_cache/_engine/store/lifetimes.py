@@ -1,17 +1,18 @@
 """`ttl`, `lifetime` and `touch`: the seconds that a stored value has left, its age, and a new TTL for it."""
 
 import asyncio
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from magnus_cache._engine.codec import envelope
+from magnus_cache._engine.codec import envelope, header_times
 from magnus_cache._engine.codec.versions import new_version
 from magnus_cache._engine.memory.entry import Entry, pack_windows
 from magnus_cache._engine.redis.retries import ask_twice
 from magnus_cache._engine.runtime.clock import MICROSECONDS
 from magnus_cache._engine.store.lives import CalendarLife, Life
-from magnus_cache._engine.store.records import KeyRef
+from magnus_cache._engine.store.records import KeyRef, age_of
 from magnus_cache._engine.store.stored_values import COPY_HERE, stored_value
 from magnus_cache._engine.store.writes import Writes, milliseconds
 from magnus_cache.errors import CacheUnavailableError
@@ -26,9 +27,9 @@ _REPLACEMENTS: Final = 5
 
 
 class Lifetime(NamedTuple):
-    """How long a value has been stored, and how long it will be, by the clock of Redis; no host's clock counts.
+    """How old a value is, and how long it will be kept, by the clock of Redis; no host's clock counts.
 
-    :ivar age: seconds since the value was stored, by any process.
+    :ivar age: seconds since the load or the `set` of the value began, in any process, as `Stamped.age`.
     :ivar left: remaining TTL in seconds; below zero for a stale value within its grace.
     """
 
@@ -76,7 +77,8 @@ class Lifetimes:
         if entry is None or entry.negative:
             return None
         now = self._clock()
-        return Lifetime(0.0 if entry.born is None else max(0.0, now - entry.born), entry.fresh_until - now)
+        age = age_of(entry.as_of, self._state.topology.time_of(ref.name), now)
+        return Lifetime(0.0 if age == math.inf else age, entry.fresh_until - now)
 
     async def prolong(self, ref: KeyRef, ttl: Life) -> bool:
         """Give a stored value a new TTL, counted from now; return whether there was a value.
@@ -136,21 +138,23 @@ class Lifetimes:
 
     # -- in Redis -------------------------------------------------------------------------------------------
 
-    async def _replace(self, wire: "Connection", ref: KeyRef, life: Life) -> bool:
+    async def _replace(self, wire: "Connection", ref: KeyRef, given: Life) -> bool:
         # The envelope has the end of the value, so the value is written again. If another write comes in between, that
         # write wins, and the next attempt reads its value.
         for _ in range(_REPLACEMENTS):
             stored = await stored_value(self._writes, wire, ref)
             if stored is None:
                 return False
-            if isinstance(life, CalendarLife):
-                life = await self._reads.lives.ready(life, ref.name, wire)
+            if isinstance(given, CalendarLife):
+                given = await self._reads.lives.ready(given, ref.name, wire)
             now = self._clock()
-            ttl = life.left(wire.time, now) if isinstance(life, CalendarLife) else life
-            raw, fresh_until = stored.raw, wire.time.at(now) + int(ttl * MICROSECONDS)
-            version = new_version()
+            ttl = given.left(wire.time, now) if isinstance(given, CalendarLife) else given
+            raw, until = stored.raw, wire.time.at(now) + int(ttl * MICROSECONDS)
+            # The value is none the younger for it.
+            began = header_times.as_of(stored.fresh_until, stored.life)
+            until, life = header_times.lived(began, until) if began else (until, 0.0)
             renew: Callable[[], bytes] = partial(
-                envelope.renewed, stored.plain, version=version, fresh_until=fresh_until, life=ttl
+                envelope.renewed, stored.plain, version=new_version(), fresh_until=until, life=life
             )
             if ref.namespace.seal:
                 renew = self._writes.sealing(ref, renew)

@@ -18,18 +18,18 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 
 from anyio import CapacityLimiter, to_thread
 
+from magnus_cache._engine.codec.header_times import lived
 from magnus_cache._engine.coordination.state import State
 from magnus_cache._engine.policy.calendars import CalendarTtl
 from magnus_cache._engine.redis.server_time import RedisTime, host_time
 from magnus_cache._engine.runtime.clock import MICROSECONDS
-from magnus_cache._engine.runtime.waiters import running_loop
-from magnus_cache._engine.store.records import KeyRef
+from magnus_cache._engine.store.records import KeyRef, Record
 from magnus_cache.freshness import lifetime
 
 if TYPE_CHECKING:
     from magnus_cache._engine.redis.exchange import Connection
 
-__all__ = ["CalendarLife", "Life", "Lives"]
+__all__ = ["CalendarLife", "Life", "Lives", "span_of"]
 
 
 _SAME: Final = 0.001
@@ -59,13 +59,24 @@ class CalendarLife:
         left = (self.calendar.end(began, server) - server) / MICROSECONDS
         return left * self.share if left > 0 else left
 
-    def from_now(self, now: float) -> "CalendarLife":
-        """Return the life of a value that is made at a monotonic time."""
-        return replace(self, began=now)
+    def left_from(self, time: RedisTime, now: float) -> float:
+        """Return the seconds that a value has left if it is made when it is stored, as a number that is counted."""
+        return replace(self, began=now).left(time, now)
 
 
 Life: TypeAlias = float | CalendarLife
 """How long a value lives: seconds, or until a moment of a calendar."""
+
+
+def span_of(time: RedisTime, record: Record, life: Life, now: float) -> tuple[float, int, int, float]:
+    """Return what is stored of the times of a value: its TTL, when its load began and when it ends, and its life.
+
+    :param time: the server's clock; the two moments are in microseconds of it.
+    :param now: monotonic seconds at which it is stored.
+    """
+    server, ttl = time.at(now), life.left(time, now) if isinstance(life, CalendarLife) else life
+    as_of = server if record.began is None else min(server, record.began.told(time))
+    return ttl, as_of, *lived(as_of, server + int(ttl * MICROSECONDS))
 
 
 class Lives:
@@ -83,12 +94,9 @@ class Lives:
 
     def time_of(self, name: bytes) -> RedisTime:
         """Return the clock that counts for a value, in any thread: Redis' as it is known, or else the host's."""
-        wire = None if running_loop() is None else self._state.client.connection(name)
-        if wire is not None and wire.time.known:
-            return wire.time
-        # As another loop's connection knows it.
-        known = [each.time for each in self._state.topology.connections() if each.time.known]
-        return max(known, key=lambda time: time.sampled) if known else host_time(self._state.clock)
+        state = self._state
+        # The host's may be set meanwhile.
+        return host_time(state.clock) if state.endpoint is None else state.topology.time_of(name)
 
     def left(self, life: CalendarLife, name: bytes, now: float) -> float:
         """Return the seconds that a value has left; see `CalendarLife.left`."""

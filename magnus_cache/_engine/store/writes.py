@@ -10,7 +10,6 @@ import math
 import weakref
 from collections.abc import Callable, Generator
 from functools import partial
-from random import random
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from anyio import CapacityLimiter, to_thread
@@ -24,19 +23,17 @@ from magnus_cache._engine.coordination.leases import Fence
 from magnus_cache._engine.memory.footprint import footprint, has_room, payload_kept
 from magnus_cache._engine.policy.calendars import CalendarTtl
 from magnus_cache._engine.redis.retries import ask_again
-from magnus_cache._engine.runtime.clock import MICROSECONDS
 from magnus_cache._engine.runtime.observers import CacheEvent, FillRefused, Stored, WriteRefused
 from magnus_cache._engine.runtime.turns import at_once, in_turns
 from magnus_cache._engine.store.judge import judge
-from magnus_cache._engine.store.lives import CalendarLife, Life
+from magnus_cache._engine.store.lives import CalendarLife, Life, span_of
 from magnus_cache._engine.store.local_values import tagged
 from magnus_cache._engine.store.local_writes import LocalWrites
 from magnus_cache._engine.store.orders import Order, Sent
 from magnus_cache._engine.store.reads import Reads
-from magnus_cache._engine.store.records import KeyRef, Record
+from magnus_cache._engine.store.records import Began, KeyRef, Record
 from magnus_cache._engine.store.removals import Removals
 from magnus_cache.errors import CacheUnavailableError
-from magnus_cache.freshness import lifetime
 
 if TYPE_CHECKING:
     from magnus_cache._engine.redis.exchange import Connection
@@ -73,32 +70,38 @@ class Writes(Removals):
 
     # -- write ----------------------------------------------------------------------------------------------
 
-    async def overwrite(self, ref: KeyRef, value: Any, payload: bytes, ttl: Life, tags: tuple[str, ...] = ()) -> bool:
+    async def overwrite(
+        self, ref: KeyRef, value: Any, payload: bytes, ttl: Life, tags: tuple[str, ...] = (),
+        began: Began | None = None,
+    ) -> bool:  # fmt: skip
         """Store a value as `write` does, and void all loads of the value.
 
         Call it on a loop, not in a blocked thread, which may have interrupted a loop of its own that holds the lease.
         """
         self.state.forget_names([each.name for each in ref.others] if ref.others else (ref.name,))
-        return await self.write(ref, value, payload, ttl, tags)
+        return await self.write(ref, value, payload, ttl, tags, began)
 
-    async def write(self, ref: KeyRef, value: Any, payload: bytes, ttl: Life, tags: tuple[str, ...] = ()) -> bool:
+    async def write(
+        self, ref: KeyRef, value: Any, payload: bytes, ttl: Life, tags: tuple[str, ...] = (),
+        began: Began | None = None,
+    ) -> bool:  # fmt: skip
         """Store a value in Redis and in memory; return whether it is stored anywhere.
 
         :param ttl: seconds, or until a moment of a calendar.
+        :param began: when the caller's call began; None for now.
         """
         if ref.others:
-            return await self.replaces(ref, self.write(ref.others[0], value, payload, ttl, tags))
-        since, tags = self.state.epochs.moment(), tagged(ref, tags)
+            return await self.replaces(ref, self.write(ref.others[0], value, payload, ttl, tags, began))
+        began, since, tags = began or Began(self._clock()), self.state.epochs.moment(), tagged(ref, tags)
         # Taken first: an invalidation that is recorded from here on is newer than this write, and stays recorded.
         position = self.state.outbox.position
         self._memory.invalidate(ref.name)
         wire = self.state.client.connection(ref.name)
         steps = self.record_steps(ref, value, payload, tags)
         record = await in_turns(steps) if len(payload) >= codec.LARGE else at_once(steps)
-        if isinstance(ttl, CalendarLife):
+        record = record._replace(began=began)
+        if ref.freshness.jitter or isinstance(ttl, CalendarLife):
             ttl = await self.reads.lives.shortened(ttl, ref)
-        else:
-            ttl = lifetime(ttl, ref.freshness.jitter, random)
 
         def overtaken() -> bool:
             known = map(self.state.epochs.tag_name, tags)
@@ -141,9 +144,7 @@ class Writes(Removals):
         self.tell(Stored, ref, "redis")
         return True
 
-    async def fill(
-        self, ref: KeyRef, record: Record, payload: bytes, ttl: float | CalendarTtl, fence: Fence
-    ) -> bool:  # fmt: skip
+    async def fill(self, ref: KeyRef, record: Record, payload: bytes, ttl: float | CalendarTtl, fence: Fence) -> bool:
         """Store a loaded value unless the load was overtaken; return whether it is stored anywhere.
 
         What a clear or an invalidated tag has overtaken may still be written to Redis, as its lease may stand. It has
@@ -173,18 +174,13 @@ class Writes(Removals):
         if self.state.observers.active:
             self.state.observers.about(kind, ref, *fields)
 
-    async def _fill(
-        self, ref: KeyRef, record: Record, payload: bytes, given: float | CalendarTtl, fence: Fence
-    ) -> bool:  # fmt: skip
+    async def _fill(self, ref: KeyRef, record: Record, payload: bytes, life: float | CalendarTtl, fence: Fence) -> bool:
         """Store a loaded value, as `fill` does."""
         if record.epoch != fence.epoch:
             record = record._replace(epoch=fence.epoch)
-        tags, jitter = record.tags, ref.freshness.jitter
-        ttl: Life
-        if isinstance(given, CalendarTtl):
-            ttl = await self.reads.lives.shortened(CalendarLife(given, fence.at), ref)
-        else:
-            ttl = lifetime(given, jitter, random) if jitter else given
+        tags, ttl = record.tags, CalendarLife(life, fence.at) if isinstance(life, CalendarTtl) else life
+        if ref.freshness.jitter or isinstance(ttl, CalendarLife):
+            ttl = await self.reads.lives.shortened(ttl, ref)
         lease, wire = fence.lease, self.state.client.connection(ref.name)  # the lease's loop may have been replaced
 
         def overtaken() -> bool:
@@ -256,7 +252,7 @@ class Writes(Removals):
         return Record(None, payload, len(payload), version, tags=tags)
 
     async def _send(
-        self, wire: "Connection", ref: KeyRef, record: Record, payload: bytes, life: Life,
+        self, wire: "Connection", ref: KeyRef, record: Record, payload: bytes, given: Life,
         order: Order,
     ) -> bool:  # fmt: skip
         """Return whether Redis stored a value; if so, keep the value in memory unless its key was touched meanwhile.
@@ -267,14 +263,12 @@ class Writes(Removals):
             # The envelope has the value's end in Redis' time. A wire in use samples that clock all the time. Before a
             # wire is up, there is no sample; while it was idle, the server's clock may have been set.
             await wire.renew()
-        if isinstance(life, CalendarLife):
-            life = await self.reads.lives.ready(life, ref.name, wire)
-        now = self._clock()
-        ttl = life.left(wire.time, now) if isinstance(life, CalendarLife) else life
-        steps, fresh_until = wire.time.steps, wire.time.at(now) + int(ttl * MICROSECONDS)
+        if isinstance(given, CalendarLife):
+            given = await self.reads.lives.ready(given, ref.name, wire)
+        steps, (ttl, as_of, fresh_until, life) = wire.time.steps, span_of(wire.time, record, given, self._clock())
         pack: Callable[..., bytes] = partial(
             envelope.pack, payload, version=record.version, epoch=record.epoch, cost=record.cost,
-            life=ttl, tags=record.tags, compress=ref.namespace.compress, validator=record.validator,
+            tags=record.tags, compress=ref.namespace.compress, validator=record.validator,
             negative=record.negative,
         )  # fmt: skip
         ref.epoch_names.sized(len(payload))
@@ -283,15 +277,15 @@ class Writes(Removals):
             # It takes about a thirtieth of the time.
             pack, size = self.sealing(ref, pack), max(size, len(payload) >> 5)
         if size <= _COMPRESS_HERE:
-            raw = pack(fresh_until=fresh_until)
+            raw = pack(fresh_until=fresh_until, life=life)
         else:
-            raw = await self.off_loop(partial(pack, fresh_until=fresh_until), size)
+            raw = await self.off_loop(partial(pack, fresh_until=fresh_until, life=life), size)
         # Once more, right before the command is queued: a read that this process queued earlier would store the old
         # value in memory after the write, and Redis does not announce our own writes to us.
         self._memory.invalidate(ref.name)
         # As `expect` and `settle` do it.
         placeholder = self._memory.reserve(ref.name) if ref.namespace.l1 else None
-        receive = partial(self._stored, Sent(ref, placeholder, record, (fresh_until, ttl), order.since))
+        receive = partial(self._stored, Sent(ref, placeholder, record, (fresh_until, ttl), order.since, as_of))
         expiry = milliseconds(ttl if record.negative else ttl + ref.freshness.grace)
         try:
             stored: bool = await order.send(raw, expiry, receive)
@@ -300,10 +294,9 @@ class Writes(Removals):
                 self._memory.release(placeholder)
         if stored and wire.time.steps != steps:
             # The answer shows that the server's clock was set meanwhile, so the end in the envelope is wrong.
-            now = self._clock()
-            left = life.left(wire.time, now) if isinstance(life, CalendarLife) else life
-            fresh_until, expiry = wire.time.at(now) + int(left * MICROSECONDS), milliseconds(left + ref.freshness.grace)
-            again = await self.off_loop(partial(pack, fresh_until=fresh_until), size)
+            ttl, _, fresh_until, life = span_of(wire.time, record, given, self._clock())
+            expiry = milliseconds(ttl if record.negative else ttl + ref.freshness.grace)
+            again = await self.off_loop(partial(pack, fresh_until=fresh_until, life=life), size)
             self._memory.invalidate(ref.name)
             with contextlib.suppress(CacheUnavailableError):
                 before = raw[: envelope.HEADER_BYTES]
@@ -330,7 +323,7 @@ class Writes(Removals):
 
     def _stored(self, write: "Sent", stored: bool, source: "Connection", sent: float) -> bool:
         """Return `stored`; keep a stored value in memory unless its key was touched. Runs inside the reader."""
-        ref, placeholder, record, times, since = write
+        ref, placeholder, record, times, since, as_of = write
         epochs = self.state.epochs
         # As `tag_state` does it.
         known, kept = (self._memory.generation, epochs.stamps(record.tags, ref.epoch_names)), False
@@ -344,7 +337,7 @@ class Writes(Removals):
         judged = judge(record, deadline - sent, ref.freshness, lowest_valid, source.time.horizon, pending)
         if stored and placeholder is not None and judged.serves:
             trust = self.reads.trust(source, sent, ref)
-            entry = self.reads.entry(ref, record, trust, (deadline, sent, sent), known)
+            entry = self.reads.entry(ref, record, trust, (deadline, sent, as_of), known)
             kept = self._memory.fill(placeholder, entry)
         if stored and not kept:
             # A read on another loop may have brought the old value into memory since the command was sent.
@@ -392,7 +385,7 @@ class Writes(Removals):
             trust = trust or self.state.local_trust(ref.namespace, ref.name)
             if ref.namespace.offline is not None and isinstance(trust, OfflineTrust) and trust.deadline <= now:
                 return False
-            entry = self.reads.entry(ref, record, trust, (now + ttl, now, now), known)
+            entry = self.reads.entry(ref, record, trust, (now + ttl, now, self._as_of(ref, record)), known)
             kept = self._memory.fill(placeholder, entry)
         finally:
             self._memory.release(placeholder)
@@ -400,6 +393,11 @@ class Writes(Removals):
         if kept:
             self.tell(Stored, ref, "memory", not supersedes)
         return kept
+
+    def _as_of(self, ref: KeyRef, record: Record) -> int:
+        """Return when the load or write of a value began, in Redis' time as this process knows it."""
+        began = record.began
+        return 0 if began is None else began.told(self.state.topology.time_of(ref.name))
 
     async def _keep_loaded(
         self, ref: KeyRef, record: Record, ttl: Life, overtaken: Callable[[], bool], fence: Fence,

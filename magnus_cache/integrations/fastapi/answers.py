@@ -338,7 +338,7 @@ async def _shared(exchange: _Exchange, call: _Call, endpoint: Endpoint) -> Any:
 
 
 def _life_or(ttl: float | CalendarTtl | None) -> Callable[[tuple[Any, ...]], float | CalendarTtl | None]:
-    def life(found: tuple[Any, ...]) -> float | None:
+    def life(found: tuple[Any, ...]) -> float | CalendarTtl | None:
         said = Record(*found).life
         return ttl if said is None else said
 
