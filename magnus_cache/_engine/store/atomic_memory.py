@@ -92,7 +92,7 @@ class AtomicMemory:
         """Give back what `find` reserved."""
         self._memory.release(found.place)
 
-    def store(
+    async def store(
         self, ref: KeyRef, found: Found, value: Any, payload: bytes, ttl: Life | None, tags: tuple[str, ...] = ()
     ) -> bool:  # fmt: skip
         """Store a value in place of what was found; return False if something has changed it meanwhile.
@@ -102,17 +102,20 @@ class AtomicMemory:
         :param tags: those of a new value.
         :raises CacheUnavailableError: if memory cannot keep the value.
         """
-        now, old = self._state.clock(), found.entry
-        tags = tagged(ref, tags if old is None else found.tags)
-        known = found.known if old is not None else self._reads.tag_state(ref, tags)
-        if ttl is None and old is not None:
-            ttl = old.fresh_until - now
-            if ttl <= 0:
-                return False  # it has just ended
-        elif ttl is None:
+        old = found.entry
+        if ttl is None and old is None:
             ttl = self._reads.life(ref, None)
         if isinstance(ttl, CalendarLife):
+            await self._reads.lives.ready(ttl, ref.name)
+        now = self._state.clock()
+        tags = tagged(ref, tags if old is None else found.tags)
+        known = found.known if old is not None else self._reads.tag_state(ref, tags)
+        if isinstance(ttl, CalendarLife):
             ttl = self._reads.lives.left(ttl, ref.name, now)
+        elif ttl is None:
+            ttl = 0.0 if old is None else old.fresh_until - now
+            if ttl <= 0:
+                return False  # it has just ended
         record = at_once(self._writes.record_steps(ref, value, payload, tags))
         epoch = old.epoch if isinstance(old, TaggedEntry) else self._state.epochs.highest
         record = record._replace(epoch=epoch)

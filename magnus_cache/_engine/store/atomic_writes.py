@@ -132,7 +132,7 @@ class AtomicWrites(ManyFills):
                 try:
                     if found.value is not MISS:
                         return False
-                    if self.here.store(ref, found, value, payload, ttl, tags):
+                    if await self.here.store(ref, found, value, payload, ttl, tags):
                         return True
                 finally:
                     self.here.done(found)
@@ -393,7 +393,7 @@ class AtomicWrites(ManyFills):
                     raise CacheMissingError(ref.namespace)
                 number = (change.initial if begins else counted(ref, found.value)) + change.delta
                 payload = b"" if ref.namespace.local else codec.encode(number)
-                if self.here.store(ref, found, number, payload, change.ttl if begins else None):
+                if await self.here.store(ref, found, number, payload, change.ttl if begins else None):
                     return number
             finally:
                 self.here.done(found)

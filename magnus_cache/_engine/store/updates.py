@@ -149,7 +149,7 @@ class Update:
             if self._away:
                 # As for a `set`: what Redis has is outdated, and is removed when it is back. First, as always.
                 self._state.record_missed(lambda outbox: outbox.record((ref.name,)), (ref.name,))
-            stored = writes.here.store(ref, found, value, payload, self._ttl)
+            stored = await writes.here.store(ref, found, value, payload, self._ttl)
         finally:
             self._found = None
             writes.here.done(found)
