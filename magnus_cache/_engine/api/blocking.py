@@ -41,6 +41,7 @@ from magnus_cache._engine.policy.tags import AnyTags, TagRule, check_tags
 from magnus_cache._engine.runtime.annotations import readable
 from magnus_cache._engine.runtime.durations import Duration, seconds
 from magnus_cache._engine.runtime.fleet_totals import FleetProcess
+from magnus_cache._engine.runtime.ledger import LedgerBy, LedgerRow
 from magnus_cache._engine.runtime.portal import NoThreadError
 from magnus_cache._engine.runtime.stats import CacheStats
 from magnus_cache._engine.settings.keywords import SettingsOptions
@@ -393,6 +394,11 @@ class BlockingCache(BlockingAtomic):
     def get_history(self, minutes: int = 60) -> list[CacheStats]:
         """Do what `AsyncCache.get_history` does, in blocking code."""
         found: list[CacheStats] = self._call_or(self._async.get_history, minutes)
+        return found or []
+
+    def get_ledger(self, days: int = 30, *, by: LedgerBy = "namespace") -> list[LedgerRow]:
+        """Do what `AsyncCache.get_ledger` does, in blocking code."""
+        found: list[LedgerRow] = self._call_or(partial(self._async.get_ledger, days, by=by))
         return found or []
 
     def get_processes(self) -> list[FleetProcess]:
