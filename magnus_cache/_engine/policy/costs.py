@@ -25,7 +25,8 @@ def nanos_of(amount: object, argument: str) -> int:
 
     :raises CacheArgumentError: naming the argument, for anything but a number of 0 or more.
     """
-    found = number(amount)
+    # Each call of `get_or_set` comes here, most with one of these.
+    found = amount if type(amount) is float or type(amount) is int else number(amount)
     if found is None:
         raise CacheTypeError(argument, f"an amount of money is a number, not {type(amount).__name__}")
     if not 0 <= found < _MOST:
