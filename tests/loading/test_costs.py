@@ -265,20 +265,20 @@ _TIMES: Final = st.floats(0, TTL_FOREVER).filter(lambda seconds: seconds == 0 or
 
 @given(
     version=st.integers(0, 2**64 - 1), fresh=_TIMES, stale=_TIMES, negative=st.booleans(),
-    born=st.none() | st.floats(-1e9, 1e9), paid=st.integers(0, 10**18), size=st.integers(0, 2**38),
+    as_of=st.integers(0, 2**64 - 1), paid=st.integers(0, 10**18), size=st.integers(0, 2**38),
 )  # fmt: skip
-@example(version=1, fresh=1.0, stale=2.0, negative=False, born=3.0, paid=10**18, size=5)
+@example(version=1, fresh=1.0, stale=2.0, negative=False, as_of=3, paid=10**18, size=5)
 def test_an_entry_notes_its_price_beside_all_else(
-    version: int, fresh: float, stale: float, negative: bool, born: float | None, paid: int, size: int
+    version: int, fresh: float, stale: float, negative: bool, as_of: int, paid: int, size: int
 ) -> None:
     trust = Trust(float("inf"), 0)
-    plain = Entry("v", None, 100.0, trust, size, pack_facts(version, pack_windows(fresh, stale), born))
+    plain = Entry("v", None, 100.0, trust, size, pack_facts(version, pack_windows(fresh, stale), as_of))
     entry = Entry(
-        "v", None, 100.0, trust, size, pack_facts(version, pack_windows(fresh, stale, negative=negative), born, paid)
+        "v", None, 100.0, trust, size, pack_facts(version, pack_windows(fresh, stale, negative=negative), as_of, paid)
     )
     for same in (entry, entry.until(100.0, trust), entry.decoded("v", size, shared=False)):
         assert (same.paid, same.version, same.size, same.negative) == (paid, version, size, negative)
-        assert (same.fresh_until, same.end, same.born) == (plain.fresh_until, plain.end, plain.born)
+        assert (same.fresh_until, same.end, same.as_of) == (plain.fresh_until, plain.end, as_of)
     again = entry.until(200.0, trust, pack_windows(0.0, 7.0))
     assert (again.paid, again.version, again.fresh_until, again.end) == (paid, version, 200.0, 207.0)
     cold = unpack(pack(entry, bases := Bases()), bases)

@@ -19,7 +19,7 @@ class Header(NamedTuple):
     cost: float
     """Seconds the load took, to single precision."""
     life: float
-    """Seconds the value was to live when it was written, to single precision; 0 if it is not known."""
+    """Seconds from when its load or write began to fresh-until, to single precision; 0 if that is not known."""
     size: int
     """Bytes of the body: tags, and the payload, compressed or not."""
 
@@ -36,7 +36,7 @@ class HeaderFields(TypedDict, total=False):
     cost: float
     """Seconds the load took."""
     life: float
-    """Seconds the value is to live."""
+    """Seconds from when its load or write began to fresh-until; see `header_times`."""
 
 
 class Origin(NamedTuple):
