@@ -229,7 +229,7 @@ async def test_an_amount_is_any_number(amount: Any) -> None:
 
 @pytest.mark.parametrize(
     ("amount", "problem"),
-    [(-1, "0 or more"), (float("nan"), "0 or more"), (1e9, "below a billion"), ("1", "not str"), (True, "not bool")],
+    [(-1, "0 or more"), (float("nan"), "0 or more"), (1e9, "below a billion"), ("1", "not '1'"), (True, "not True")],
     ids=["negative", "nan", "huge", "text", "bool"],
 )
 def test_another_amount_is_refused(amount: Any, problem: str, caplog: pytest.LogCaptureFixture) -> None:

@@ -1,14 +1,13 @@
 """`get_history`, `get_ledger` and `get_processes`: what a fleet has published, by minute, by day and by process."""
 
-import time
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, TypeVar
 
 from magnus_cache._engine.coordination.state import State
 from magnus_cache._engine.redis.fleet_keys import DAYS, MINUTES
-from magnus_cache._engine.runtime.clock import offset_of
+from magnus_cache._engine.runtime.clock import MICROSECONDS
 from magnus_cache._engine.runtime.fleet_totals import FleetProcess
-from magnus_cache._engine.runtime.ledger import LedgerRow, ledger_rows
+from magnus_cache._engine.runtime.ledger import DAY, LedgerRow, ledger_rows
 from magnus_cache._engine.runtime.numbers import whole
 from magnus_cache._engine.runtime.stats import CacheStats
 from magnus_cache.errors import CacheArgumentError, CacheTypeError, CacheUnavailableError
@@ -42,9 +41,9 @@ async def ledger(state: State, days: int, by: str) -> list[LedgerRow]:
         raise CacheArgumentError("by", f'it is "namespace" or "function", not {by!r}')
     state.check_open()
     if state.endpoint is None:
-        # The only clock there is. All that this process has counted is of today.
-        today = int((time.time() + offset_of(state.clock)) // 86_400)
-        found = [(today, state.fleet_stats.own()[0])]
+        # By the clock of this host. All that this process has counted is of today.
+        second = state.topology.time_of(state.epochs.root).at(state.clock()) // MICROSECONDS
+        found = [(second // DAY, state.fleet_stats.own()[0])]
     else:
         found = await _published(state, lambda connection: state.fleet_stats.ledger(connection, count))
     return ledger_rows(found, functions=by == "function")

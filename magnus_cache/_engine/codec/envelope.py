@@ -124,7 +124,7 @@ _U64: Final = (1 << 64) - 1
 
 def pack(
     payload: bytes, *, tags: Sequence[str] = (), compress: Compression = False, validator: str | None = None,
-    negative: bool = False, paid: int = 0, **fields: Unpack[HeaderFields],
+    negative: bool = False, **fields: Unpack[HeaderFields],
 ) -> bytes:  # fmt: skip
     """Return header and payload as one stored value.
 
@@ -133,7 +133,6 @@ def pack(
     :param compress: compress, if that makes the payload smaller.
     :param validator: the value's version at its source; up to 65,535 bytes of UTF-8.
     :param negative: whether the payload describes an error.
-    :param paid: billionths of the money that the load has cost, if that depends on the value.
     :raises CacheArgumentError: if a number does not fit its field, or the payload is 4 GiB or more.
     """
     flags = 0
@@ -146,7 +145,7 @@ def pack(
     if negative:
         flags |= NEGATIVE
     try:
-        if paid:
+        if paid := fields.get("paid"):
             payload, flags = _MONEY.pack(paid) + payload, flags | PRICED
         if validator is not None:
             text = validator.encode()

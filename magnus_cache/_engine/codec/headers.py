@@ -37,6 +37,8 @@ class HeaderFields(TypedDict, total=False):
     """Seconds the load took."""
     life: float
     """Seconds from when its load or write began to fresh-until; see `header_times`."""
+    paid: int
+    """Billionths of the money that the load has cost, if that depends on the value; they stand behind the header."""
 
 
 class Origin(NamedTuple):

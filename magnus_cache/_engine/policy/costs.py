@@ -27,10 +27,9 @@ def nanos_of(amount: object, argument: str) -> int:
     """
     # Each call of `get_or_set` comes here, most with one of these.
     found = amount if type(amount) is float or type(amount) is int else number(amount)
-    if found is None:
-        raise CacheTypeError(argument, f"an amount of money is a number, not {type(amount).__name__}")
-    if not 0 <= found < _MOST:
-        raise CacheArgumentError(argument, f"an amount is a number of 0 or more, and below a billion, not {amount!r}")
+    if found is None or not 0 <= found < _MOST:
+        kind = CacheTypeError if found is None else CacheArgumentError
+        raise kind(argument, f"an amount is a number of 0 or more and below a billion, not {amount!r}")
     return round(found * NANOS)
 
 

@@ -4,12 +4,15 @@ import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
-from typing import Any, Literal, TypeAlias
+from typing import Any, Final, Literal, TypeAlias
 
 from magnus_cache._engine.runtime.fleet_totals import Counts
 from magnus_cache._engine.runtime.stats import NANOS, Counters
 
-__all__ = ["LedgerBy", "LedgerRow", "ledger_rows", "money_text"]
+__all__ = ["DAY", "LedgerBy", "LedgerRow", "ledger_rows", "money_text"]
+
+DAY: Final = 86_400
+"""Seconds."""
 
 LedgerBy: TypeAlias = Literal["namespace", "function"]
 """What each row of the ledger is about."""
@@ -80,7 +83,7 @@ def _row(day: int, key: tuple[str, str | None], counters: Counters, all_days: Co
     hits, timed = counters.l1_hits + counters.l2_hits, counters if counters.loads else all_days
     mean = timed.load_micros / timed.loads / 1e6 if timed.loads else 0.0
     return LedgerRow(
-        datetime.fromtimestamp(86_400 * day, UTC).date(), *key, hits, counters.misses, counters.loads,
+        datetime.fromtimestamp(DAY * day, UTC).date(), *key, hits, counters.misses, counters.loads,
         round(counters.load_micros / 1e6, 6), round(hits * mean, 3),
         counters.spent_nanos / NANOS, counters.saved_nanos / NANOS,
     )  # fmt: skip
