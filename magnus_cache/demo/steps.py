@@ -1,4 +1,4 @@
-"""`run_demo` and its steps: the workloads before and after, a stampede, a closing bell, an outage of Redis."""
+"""`run_demo` and its steps: workloads before and after, a stampede, a closing bell, the bill, an outage of Redis."""
 
 import asyncio
 import statistics
@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
 from magnus_cache import AsyncCacheManager, CacheNamespaces
+from magnus_cache.demo.bill import the_bill
 from magnus_cache.demo.closing_bell import closing_bell
 from magnus_cache.demo.console import Console, Row, summary, table
 from magnus_cache.demo.environment import Context, Environment, open_environment
@@ -70,6 +71,7 @@ async def _steps(environment: Environment, console: Console) -> None:
         await _stampede(context)
         await closing_bell(context)
         await _statistics(context)
+        await the_bill(context)
         if environment.server is None:
             await _without_redis(context)
         else:
