@@ -291,7 +291,7 @@ class BlockingCache(BlockingAtomic):
         check_callable(batch_loader, "batch_loader")
         if returns is not None:
             codec.register_hint(returns, batch_loader)
-        life = None if ttl is None else checked_ttl(ttl)
+        life = ttl if ttl is None or isinstance(ttl, CalendarTtl) else seconds(ttl)
         options = LoadOptions(life, checked_skip(skip_if), TagRule(tags), strict=strict, function=batch_loader)
         options.priced(checked_cost(cost))
         locate = locator(self._engine, namespace, options)

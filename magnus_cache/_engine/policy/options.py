@@ -10,6 +10,7 @@ from magnus_cache._engine.policy.costs import Cost
 from magnus_cache._engine.policy.function_tags import with_function_tag
 from magnus_cache._engine.policy.namespaces import Namespace
 from magnus_cache._engine.policy.tags import TagRule, check_tags
+from magnus_cache._engine.runtime.durations import seconds
 from magnus_cache.errors import CacheArgumentError, CacheTypeError
 from magnus_cache.freshness import FreshnessOptions, FreshnessState
 
@@ -89,7 +90,8 @@ def validate_ttl(ttl: AnyTtl) -> Any:
 
     :raises CacheArgumentError: naming `ttl`, if it is neither.
     """
-    return ttl if ttl is None or callable(ttl) else checked_ttl(ttl)
+    # Written out, as `checked_ttl` does it: `get_or_set` comes here with each call.
+    return ttl if ttl is None or callable(ttl) or isinstance(ttl, CalendarTtl) else seconds(ttl)
 
 
 class LoadOptions:
