@@ -1,6 +1,7 @@
 """A cache on a Redis Cluster: the same operations and promises as on one server."""
 
 import asyncio
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -9,7 +10,8 @@ import pytest
 
 from magnus_cache import AsyncCacheManager, CacheManager, Namespace
 from magnus_cache._engine.coherence.node_trust import SPAN
-from magnus_cache._engine.redis.slots import GROUPS, anchor_tag, group_of, key_slot
+from magnus_cache._engine.redis.cluster_wire import ClusterWire
+from magnus_cache._engine.redis.slots import GROUPS, MapChanges, anchor_tag, group_of, key_slot
 from magnus_cache._engine.runtime.clock import monotonic
 from magnus_cache.embedded import EmbeddedServer
 from magnus_cache.testing import EmbeddedCluster, ServerNode, isolated
@@ -18,6 +20,7 @@ from tests.support.inside import (
     cluster_view_of,
     heartbeat_is_due,
     map_is_asked_for_again,
+    push,
     put_off_attempts,
     state_of,
     waits_for_a_lease,
@@ -817,6 +820,36 @@ async def test_invariant_1_an_epoch_that_was_asked_for_before_its_slot_moved_is_
         assert names.control not in wire.known.current
         wire.known.learned(names.control, state.epochs.latest(names.control), state.clock())
         assert names.control in wire.known.current
+
+
+async def test_invariant_7_an_epoch_counts_only_if_its_server_is_vetted_by_the_present_map(
+    cluster: EmbeddedCluster,
+) -> None:
+    """Slots may move after the origins of their group were judged, and before the epoch is asked for."""
+    key, slot = key_on(cluster, cluster.primaries[0])
+    name = f"magnus:t:{key}".encode()
+    async with cache_of(cluster) as cache:
+        await cache.set("t", key, "value")
+        state = state_of(cache)
+        root, wire = state.epochs.names_for("t", name).root, state.topology.wire(name)
+        assert isinstance(wire, ClusterWire)
+
+        def sent_at(_epoch: int, _connection: object, sent: float) -> Any:
+            return sent
+
+        async def counts(between: Callable[[], object]) -> bool:
+            known = asyncio.get_running_loop().create_future()
+            state.client.learn(root, 0, sent_at, known)
+            between()
+            sent: float = await known
+            return sent >= wire.known.since > -math.inf
+
+        assert await counts(lambda: None)
+        assert not await counts(lambda: wire.slots_moved(MapChanges(((slot, slot),))))
+        since = wire.known.since
+        await push(wire, [b"invalidate", None])
+        assert wire.known.since == since
+        assert await cache.get("t", key) == "value"
 
 
 # -- another node's word ----------------------------------------------------------------------------------------------
