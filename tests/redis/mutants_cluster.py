@@ -22,6 +22,7 @@ from magnus_cache._engine.redis.cluster_wire import ClusterWire
 from magnus_cache._engine.redis.confirmed_wire import ConfirmedWire
 from magnus_cache._engine.redis.slots import GROUPS, SlotMap, anchor_tag, group_of, key_slot
 from magnus_cache._engine.redis.topology import Topology
+from magnus_cache._engine.store import stored_values
 from magnus_cache._engine.store.settled_reads import SettledReads
 from tests.support.guards import guard, nothing, put, rewrite
 
@@ -192,6 +193,13 @@ def without_doubt_that_lasts_when_slots_move() -> None:
     )
     rewrite(ClusterClient._arrived, "nodes.wire_of(copy).doubt(suffix)", "pass")
     rewrite(cluster_client._vetted, "sent if connection.is_vetted(suffix) else -math.inf", "sent")
+
+
+@guard(f"{HERE}::test_what_has_moved_is_judged_by_its_present_owner")
+def without_a_look_who_has_a_value_before_it_is_judged() -> None:
+    present = "writes.state.client.current_connection(ref.name)"
+    another = f"next(each for each in writes.state.topology.connections() if each is not {present})"
+    rewrite(stored_values.judged, f"wire = {present}", f"wire = {another}")
 
 
 @guard(f"{HERE}::test_invariant_7_an_epoch_counts_only_if_its_server_is_vetted_by_the_present_map")

@@ -2,6 +2,7 @@
 
 import asyncio
 import math
+import re
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -820,6 +821,38 @@ async def test_invariant_1_an_epoch_that_was_asked_for_before_its_slot_moved_is_
         assert names.control not in wire.known.current
         wire.known.learned(names.control, state.epochs.latest(names.control), state.clock())
         assert names.control in wire.known.current
+
+
+@pytest.mark.parametrize("call", ["ttl", "touch", "increment", "update"])
+async def test_what_has_moved_is_judged_by_its_present_owner(cluster: EmbeddedCluster, call: str) -> None:
+    """The former owner is asked once, and knows nothing of the value's epochs any more."""
+    key, slot = key_on(cluster, cluster.primaries[0])
+    # With the slot of the epochs.
+    slots = dict.fromkeys([slot, key_slot(anchor_tag(group_of(slot)))])
+    owners = {each: node for node in cluster.primaries for each in slots if each in cluster.slots_of(node)}
+    target = next(node for node in cluster.primaries if node not in owners.values())
+    async with cache_of(cluster) as one, cache_of(cluster, max_staleness=60.0) as other:
+        assert await one.set("t", key, 1)
+        assert await other.get("t", "another") is None
+        assert await other.ttl("t", key) is not None
+        for each in slots:
+            await asyncio.to_thread(cluster.migrate, [each], target)
+        before = sum(map(_sent_elsewhere, cluster.primaries))
+        if call == "ttl":
+            assert await other.ttl("t", key) is not None
+        elif call == "touch":
+            assert await other.touch("t", key, 60)
+        elif call == "increment":
+            assert await other.incr("t", key) == 2
+        else:
+            assert await other.update("t", key, lambda value: value + 1) == 2
+        assert sum(map(_sent_elsewhere, cluster.primaries)) <= before + 1
+
+
+def _sent_elsewhere(node: ServerNode) -> int:
+    """Return how many requests a node has answered with MOVED."""
+    found = re.search(r"errorstat_MOVED:count=(\d+)", str(node.ask("INFO", "errorstats")))
+    return 0 if found is None else int(found[1])
 
 
 async def test_invariant_7_an_epoch_counts_only_if_its_server_is_vetted_by_the_present_map(
