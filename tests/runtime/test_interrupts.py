@@ -364,19 +364,22 @@ def test_what_was_invalidated_in_the_midst_of_a_step_is_not_kept(step: str, remo
     assert place > 3
 
 
-@pytest.mark.parametrize("steps", [0, 1, 2, 5])
-def test_a_floor_laid_in_the_midst_of_another_stays(steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    # Or the collector would remove all of them here and now.
+@pytest.mark.parametrize(("steps", "sweeps"), [(0, 0), (0, 10), (1, 0), (2, 0), (5, 0)])
+def test_a_floor_laid_in_the_midst_of_another_stays(steps: int, sweeps: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Or the collector would remove all of them here and now, or with the share that it does at once.
     monkeypatch.setattr(memory_module, "_CLEAR_STEPS", steps)
+    monkeypatch.setattr(memory_module, "_CLEAR_SHARE", 1)
     for place in range(1, 10_000):
         memory = LocalCache(100, 1_000_000)
         memory.clear(b"a:")
-        names = [b"%s:%d" % (space, number) for number in range(6) for space in (b"n", b"m")]
+        names = [b"%s:%d" % (space, number) for number in range(3) for space in (b"n", b"m")]
         for name in names:
             put(memory, name, entry(100))
 
         with interrupted(place, lambda memory=memory: memory.clear(b"m:")) as interruption:  # type: ignore[misc]
             memory.clear(b"n:")
+            for _ in range(sweeps):
+                memory.sweep(1)
         for _ in range(20):
             memory.sweep(1)
         assert not [name for name in names if name.startswith(b"n") and memory.get_untrusted(name)], interruption.where

@@ -516,6 +516,7 @@ async def test_a_remembered_reference_has_the_policy_that_its_namespace_has_now(
         own = Namespace("remembered", ttl=7)
         assert reads.ref(own, "k").namespace is own
         assert reads.ref(Namespace("remembered", ttl=8), "k").namespace.ttl == 8
+        assert reads.ref("remembered", "k").namespace.ttl is None
         registered = register_namespace(Namespace("remembered", ttl=9), replace=True)
         assert reads.ref("remembered", "k").namespace is registered
 
