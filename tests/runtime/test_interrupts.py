@@ -14,6 +14,7 @@ import magnus_cache
 from magnus_cache import AsyncCacheManager, CacheClosedError, CacheDeadlockError, CacheManager, CacheRecursionError
 from magnus_cache._engine.coherence.trust import Trust
 from magnus_cache._engine.flights.context import current_load
+from magnus_cache._engine.flights.flight import LOADING
 from magnus_cache._engine.memory import store as memory_module
 from magnus_cache._engine.memory.entry import Entry
 from magnus_cache._engine.memory.store import LocalCache
@@ -97,6 +98,8 @@ def test_ctrl_c_at_any_place_leaves_nothing_behind(cache: CacheManager, call: st
             pass
         if not interruption.done:
             break
+        # Or the next load of the key would be one within itself, until the interrupted one is settled.
+        assert LOADING.get() is None, interruption.where
         started = time.monotonic()
         assert cache.get_or_set("t", key, lambda: 2) in (1, 2)
         assert time.monotonic() - started < SOON, f"interrupted in {interruption.where}"
