@@ -9,7 +9,7 @@ import ast
 import asyncio
 import sys
 from collections import Counter
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from types import FrameType
 from typing import Any, Final, NamedTuple
@@ -113,8 +113,11 @@ class _Calls:
 
 
 async def crossings(url: str) -> dict[str, Crossings]:
-    """Return how often each kind of call goes from one part of the package to another."""
-    async with AsyncCacheManager(redis_url=url, prefix="rooms") as cache:
+    """Return how often each kind of call goes from one part of the package to another.
+
+    The least of some calls: on a busy machine, a heartbeat of the connection may fall into one.
+    """
+    async with AsyncCacheManager(redis_url=url, prefix="rooms", max_staleness=60) as cache:
 
         @cache.cached("t")
         async def load(key: str) -> dict[str, str]:
@@ -122,14 +125,17 @@ async def crossings(url: str) -> dict[str, Crossings]:
 
         for number in range(50):
             await load(str(number))
-        calls: dict[str, Awaitable[Any]] = {
-            "a miss": load("new"),
-            "a hit": load("new"),
-            "a get of nothing": cache.get("t", "nothing"),
-            "a set": cache.set("t", "k", 1),
-            "a delete": cache.delete("t", "k"),
+        calls: dict[str, Callable[[int], Awaitable[Any]]] = {
+            "a miss": lambda number: load(f"new{number}"),
+            "a hit": lambda number: load(f"new{number}"),
+            "a get of nothing": lambda number: cache.get("t", f"nothing{number}"),
+            "a set": lambda number: cache.set("t", f"k{number}", 1),
+            "a delete": lambda number: cache.delete("t", f"k{number}"),
         }
-        return {name: await _Calls().of(call) for name, call in calls.items()}
+        return {
+            name: min([await _Calls().of(call(number)) for number in range(5)], key=lambda counts: counts.modules)
+            for name, call in calls.items()
+        }
 
 
 def main() -> None:
