@@ -75,7 +75,10 @@ def span_of(time: RedisTime, record: Record, life: Life, now: float) -> tuple[fl
     :param now: monotonic seconds at which it is stored.
     """
     server, ttl = time.at(now), life.left(time, now) if isinstance(life, CalendarLife) else life
-    as_of = server if record.began is None else min(server, record.began.told(time))
+    as_of = server
+    if (began := record.began) is not None:
+        began.as_of = max(0, time.at(began.at))  # as `told` does it
+        as_of = min(server, began.as_of)
     return ttl, as_of, *lived(as_of, server + int(ttl * MICROSECONDS))
 
 

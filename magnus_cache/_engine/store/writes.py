@@ -237,7 +237,7 @@ class Writes(Removals):
         if ref.namespace.local:
             return self.local.record(value, tags)
         version = new_version()
-        if codec.is_opaque(payload):
+        if ref.namespace.codec is not None and codec.is_opaque(payload):
             # What its codec makes of it may be another kind of value; the first reader decodes it.
             return Record(None, payload, len(payload), version, tags=tags)
         immutable = type(value) not in _MUTABLE and codec.is_immutable(value)
