@@ -18,18 +18,17 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 
 from anyio import CapacityLimiter, to_thread
 
-from magnus_cache._engine.codec.header_times import lived
 from magnus_cache._engine.coordination.state import State
 from magnus_cache._engine.policy.calendars import CalendarTtl
 from magnus_cache._engine.redis.server_time import RedisTime, host_time
 from magnus_cache._engine.runtime.clock import MICROSECONDS
-from magnus_cache._engine.store.records import KeyRef, Record
+from magnus_cache._engine.store.records import KeyRef
 from magnus_cache.freshness import lifetime
 
 if TYPE_CHECKING:
     from magnus_cache._engine.redis.exchange import Connection
 
-__all__ = ["CalendarLife", "Life", "Lives", "span_of"]
+__all__ = ["CalendarLife", "Life", "Lives"]
 
 
 _SAME: Final = 0.001
@@ -66,20 +65,6 @@ class CalendarLife:
 
 Life: TypeAlias = float | CalendarLife
 """How long a value lives: seconds, or until a moment of a calendar."""
-
-
-def span_of(time: RedisTime, record: Record, life: Life, now: float) -> tuple[float, int, int, float]:
-    """Return what is stored of the times of a value: its TTL, when its load began and when it ends, and its life.
-
-    :param time: the server's clock; the two moments are in microseconds of it.
-    :param now: monotonic seconds at which it is stored.
-    """
-    server, ttl = time.at(now), life.left(time, now) if isinstance(life, CalendarLife) else life
-    as_of = server
-    if (began := record.began) is not None:
-        began.as_of = max(0, time.at(began.at))  # as `told` does it
-        as_of = min(server, began.as_of)
-    return ttl, as_of, *lived(as_of, server + int(ttl * MICROSECONDS))
 
 
 class Lives:

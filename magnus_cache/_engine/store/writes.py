@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 from anyio import CapacityLimiter, to_thread
 
 from magnus_cache._engine import codec
-from magnus_cache._engine.codec import envelope
+from magnus_cache._engine.codec import envelope, header_times
 from magnus_cache._engine.codec.versions import new_version
 from magnus_cache._engine.coherence.trust import Trust, UnsharedTrust
 from magnus_cache._engine.coordination.generations import OfflineTrust
@@ -23,10 +23,11 @@ from magnus_cache._engine.coordination.leases import Fence
 from magnus_cache._engine.memory.footprint import footprint, has_room, payload_kept
 from magnus_cache._engine.policy.calendars import CalendarTtl
 from magnus_cache._engine.redis.retries import ask_again
+from magnus_cache._engine.runtime.clock import MICROSECONDS
 from magnus_cache._engine.runtime.observers import CacheEvent, FillRefused, Stored, WriteRefused
 from magnus_cache._engine.runtime.turns import at_once, in_turns
 from magnus_cache._engine.store.judge import judge
-from magnus_cache._engine.store.lives import CalendarLife, Life, span_of
+from magnus_cache._engine.store.lives import CalendarLife, Life
 from magnus_cache._engine.store.local_values import tagged
 from magnus_cache._engine.store.local_writes import LocalWrites
 from magnus_cache._engine.store.orders import Order, Sent
@@ -71,8 +72,7 @@ class Writes(Removals):
     # -- write ----------------------------------------------------------------------------------------------
 
     async def overwrite(
-        self, ref: KeyRef, value: Any, payload: bytes, ttl: Life, tags: tuple[str, ...] = (),
-        began: Began | None = None,
+        self, ref: KeyRef, value: Any, payload: bytes, ttl: Life, tags: tuple[str, ...] = (), began: Began | None = None
     ) -> bool:  # fmt: skip
         """Store a value as `write` does, and void all loads of the value.
 
@@ -82,8 +82,7 @@ class Writes(Removals):
         return await self.write(ref, value, payload, ttl, tags, began)
 
     async def write(
-        self, ref: KeyRef, value: Any, payload: bytes, ttl: Life, tags: tuple[str, ...] = (),
-        began: Began | None = None,
+        self, ref: KeyRef, value: Any, payload: bytes, ttl: Life, tags: tuple[str, ...] = (), began: Began | None = None
     ) -> bool:  # fmt: skip
         """Store a value in Redis and in memory; return whether it is stored anywhere.
 
@@ -252,20 +251,16 @@ class Writes(Removals):
         return Record(None, payload, len(payload), version, tags=tags)
 
     async def _send(
-        self, wire: "Connection", ref: KeyRef, record: Record, payload: bytes, given: Life,
-        order: Order,
+        self, wire: "Connection", ref: KeyRef, record: Record, payload: bytes, given: Life, order: Order
     ) -> bool:  # fmt: skip
-        """Return whether Redis stored a value; if so, keep the value in memory unless its key was touched meanwhile.
-
-        :param wire: the connection that carries the command.
-        """
+        """Return whether Redis stored a value; if so, keep the value in memory unless its key was touched meanwhile."""
         if not wire.up or self._clock() - wire.time.sampled > SAMPLED:
             # The envelope has the value's end in Redis' time. A wire in use samples that clock all the time. Before a
             # wire is up, there is no sample; while it was idle, the server's clock may have been set.
             await wire.renew()
         if isinstance(given, CalendarLife):
             given = await self.reads.lives.ready(given, ref.name, wire)
-        steps, (ttl, as_of, fresh_until, life) = wire.time.steps, span_of(wire.time, record, given, self._clock())
+        steps, (ttl, as_of, fresh_until, life) = wire.time.steps, _span(wire, record, given, self._clock())
         pack: Callable[..., bytes] = partial(
             envelope.pack, payload, version=record.version, epoch=record.epoch, cost=record.cost,
             tags=record.tags, compress=ref.namespace.compress, validator=record.validator,
@@ -294,7 +289,7 @@ class Writes(Removals):
                 self._memory.release(placeholder)
         if stored and wire.time.steps != steps:
             # The answer shows that the server's clock was set meanwhile, so the end in the envelope is wrong.
-            ttl, _, fresh_until, life = span_of(wire.time, record, given, self._clock())
+            ttl, _, fresh_until, life = _span(wire, record, given, self._clock())
             expiry = milliseconds(ttl if record.negative else ttl + ref.freshness.grace)
             again = await self.off_loop(partial(pack, fresh_until=fresh_until, life=life), size)
             self._memory.invalidate(ref.name)
@@ -419,6 +414,15 @@ class Writes(Removals):
         # After a write of the key that another task has begun: it may overtake this load.
         async with self.state.key_locks.hold(ref.name):
             return self._keep(ref, record, ttl, overtaken, trust)
+
+
+def _span(wire: "Connection", record: Record, life: Life, now: float) -> tuple[float, int, int, float]:
+    """Return the TTL of a value now, when its load began and when it ends, in Redis' time, and its header's life."""
+    server, ttl = wire.time.at(now), life.left(wire.time, now) if isinstance(life, CalendarLife) else life
+    as_of = server if (began := record.began) is None else max(0, min(server, wire.time.at(began.at)))
+    if began is not None:
+        began.as_of = as_of
+    return ttl, as_of, *header_times.lived(as_of, server + int(ttl * MICROSECONDS))
 
 
 def milliseconds(ttl: float) -> int:
