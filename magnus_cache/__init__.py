@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
+    from magnus_cache._engine.api.changes import AsyncChanges, Changes
     from magnus_cache._engine.api.managers import (
         AsyncCacheManager,
         CacheManager,
@@ -59,14 +60,18 @@ if TYPE_CHECKING:
     )
     from magnus_cache.events import (
         CacheEvent,
+        Change,
+        Changed,
         Cleared,
         Deleted,
         ErrorServed,
         Evicted,
         FillRefused,
         Hit,
+        Invalidated,
         LoadEnded,
         LoadStarted,
+        Lost,
         Miss,
         OutageBegan,
         OutageEnded,
@@ -90,6 +95,7 @@ __all__ = [
     "TTL_REALTIME",
     "TTL_STATIC",
     "AsyncCacheManager",
+    "AsyncChanges",
     "CacheArgumentError",
     "CacheBatchEncodeError",
     "CacheBatchError",
@@ -113,6 +119,9 @@ __all__ = [
     "CacheTypeError",
     "CacheUnavailableError",
     "CacheValueTooLargeError",
+    "Change",
+    "Changed",
+    "Changes",
     "Cleared",
     "CurrentLoad",
     "Deleted",
@@ -123,10 +132,12 @@ __all__ = [
     "FleetProcess",
     "Health",
     "Hit",
+    "Invalidated",
     "KeyEvent",
     "Lifetime",
     "LoadEnded",
     "LoadStarted",
+    "Lost",
     "Miss",
     "Namespace",
     "NodeHealth",
@@ -158,6 +169,7 @@ __all__ = [
 __version__ = "0.1.0"
 
 _HOMES: Final = {
+    "_engine.api.changes": ("AsyncChanges", "Changes"),
     "_engine.codec": ("register_type",),
     "_engine.flights.context": (
         "NOT_MODIFIED",
@@ -166,14 +178,18 @@ _HOMES: Final = {
     ),
     "events": (
         "CacheEvent",
+        "Change",
+        "Changed",
         "Cleared",
         "Deleted",
         "ErrorServed",
         "Evicted",
         "FillRefused",
         "Hit",
+        "Invalidated",
         "LoadEnded",
         "LoadStarted",
+        "Lost",
         "Miss",
         "OutageBegan",
         "OutageEnded",

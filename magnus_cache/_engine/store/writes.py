@@ -379,6 +379,8 @@ class Writes(Removals):
         ref.counters.stores += kept
         if kept:
             self.tell(Stored, ref, "memory", not supersedes)
+            if self.state.changes.active:
+                self.state.changes.kept(ref.name)
         return kept
 
     async def _keep_loaded(
