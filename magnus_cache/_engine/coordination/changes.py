@@ -15,7 +15,7 @@ import asyncio
 import contextlib
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 from urllib.parse import unquote_to_bytes
 
 from magnus_cache._engine.coherence.epochs import Epochs
@@ -70,6 +70,7 @@ class Changes:
         self._watch: Watch | None = None
         self._lock = section()
         self._closed = self.active = False
+        self._unread: tuple[GapReason, float | None] | None = None
 
     def reset(self) -> None:
         """End all consumers in a forked child: they belong to its parent."""
@@ -78,7 +79,7 @@ class Changes:
             feed.abandon()
         if self._watch is not None:
             self._watch.reset()
-        self._feeds, self._watch, self.active = {}, None, False
+        self._feeds, self._watch, self.active, self._unread = {}, None, False, None
 
     # -- consumers ------------------------------------------------------------------------------------------------
 
@@ -192,8 +193,24 @@ class Changes:
         for namespace in list(self._feeds):
             self._tell_tag(namespace, epoch)
 
+    def retry_now(self) -> bool:
+        """Have lost connections for values tried now; return whether there are none."""
+        topology, names = self._parts.topology, self._parts.epochs.names
+        known = topology.primaries_known().values() or (names.root,)
+        away = [breaker for breaker in map(topology.breaker_of, known) if breaker.open]
+        for breaker in away:
+            breaker.retry_now()
+        return not away
+
+    def connected(self) -> None:
+        """Tell a gap again that was told before values could be read."""
+        unread, self._unread = self._unread, None
+        if unread is not None:
+            self.lost(*unread)
+
     def lost(self, reason: GapReason, since: float | None) -> None:
         """Drop all that is here of the watched namespaces, and tell that changes may have been missed."""
+        self._unread = None if self.retry_now() else (reason, since)
         for namespace, feeds in list(self._feeds.items()):
             self._drop(namespace)
             for feed in feeds:

@@ -8,13 +8,14 @@ When all is told
 ----------------
 - A prefix counts as watched once each primary has answered that it announces it. What was changed and answered later
   is announced.
-- A connection that was lost opens a gap, from the last answered heartbeat on. Heartbeats go on while nothing happens, so
+- A connection that was lost opens a gap, from the last answered heartbeat on. Heartbeats go on while it idles, so
   a connection that is silently cut is found within a third of `max_staleness` and `op_timeout`.
 - So does any change of a cluster's map. A slot that moves between two watched primaries is announced by the one that
   has it; but a server of Redis 7 that gives a slot away with keys in it removes them silently, and a replica that has
   taken over was not watched before.
-- A gap ends, and is told once, when all primaries are watched again. Where other servers decide who is the primary, it
-  is told a second time after `max_staleness`: until then, the connections that read values may lead to the old one.
+- A gap ends, and is told, when all primaries are watched again and values can be read again: whoever is told reads.
+  Where other servers decide who is the primary, it is told a second time after `max_staleness`: until then, the
+  connections that read values may lead to the old one.
 
 Epochs
 ------
@@ -38,7 +39,7 @@ from magnus_cache._engine.coherence.epochs import epoch_of
 from magnus_cache._engine.outage.breaker import Breaker
 from magnus_cache._engine.redis import commands
 from magnus_cache._engine.redis.events import Arrival, WireLimits
-from magnus_cache._engine.redis.exchange import Callback, Connection, as_it_is
+from magnus_cache._engine.redis.exchange import Callback, Connection
 from magnus_cache._engine.redis.orphans import OrphanedConnections
 from magnus_cache._engine.redis.tracking import Tracking
 from magnus_cache._engine.runtime.clock import MICROSECONDS, Clock
@@ -57,6 +58,9 @@ GapReason: TypeAlias = Literal["connection", "moved", "flushed"]
 
 _AGAIN: Final = 0.5
 """Seconds until the next look at primaries that do not answer."""
+
+_STEP: Final = 0.01
+"""Seconds between two looks at whether values can be read again."""
 
 _MOST_EPOCHS: Final = 10_000
 """Epochs remembered as told. When there are more, some may be told again."""
@@ -79,6 +83,10 @@ class Reports(Protocol):
 
     def rose(self, epoch: bytes) -> None:
         """A new epoch was issued."""
+
+    def retry_now(self) -> bool:
+        """Have lost connections to Redis tried now; return whether there are none."""
+        ...
 
     def lost(self, reason: GapReason, since: float | None) -> None:
         """Changes may have been missed, since a second of Redis' clock; from now on, all are told again."""
@@ -182,6 +190,7 @@ class Watch:
                     return
                 pause = _AGAIN
             else:
+                await self._readable()
                 self._complete()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(pause):
@@ -228,6 +237,12 @@ class Watch:
             # handshake has asked for it. No other one overlaps, as a name has no colon in its namespace.
             if not (error.refused and error.reason == "error"):
                 raise
+
+    async def _readable(self) -> None:
+        """Before a gap is told: return once values can be read again, or after `op_timeout`."""
+        until = self._clock() + self._patience
+        while self._gap is not None and not self._reports.retry_now() and self._clock() < until:
+            await asyncio.sleep(_STEP)
 
     def _complete(self) -> None:
         """Tell that all is watched, if nothing has happened meanwhile that needs another look."""

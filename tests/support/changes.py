@@ -1,0 +1,48 @@
+"""What consumers of `changes` are told, within a bounded time."""
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+from magnus_cache import AsyncChanges, Change, Invalidated, Lost
+
+__all__ = ["Told", "step"]
+
+PATIENCE = 10.0
+
+
+async def step(changes: AsyncChanges) -> Change:
+    """Return the next change."""
+    return await asyncio.wait_for(anext(changes), PATIENCE)
+
+
+class Told:
+    """Collects what an iterator yields."""
+
+    def __init__(self, changes: AsyncChanges) -> None:
+        self.changes = changes
+        self.all: list[Change] = []
+
+    async def until(self, condition: Callable[[list[Change]], object]) -> list[Change]:
+        """Return what was told so far, once a condition about it holds."""
+        async with asyncio.timeout(PATIENCE):
+            while not condition(self.all):
+                self.all.append(await anext(self.changes))
+        return self.all
+
+    async def key(self, key: Any) -> None:
+        """Return once a key was told from now on, or what stands for it."""
+        start = len(self.all)
+        await self.until(lambda told: any(_is(change, key) for change in told[start:]))
+
+    async def gap(self) -> Lost:
+        """Return the next gap that is told."""
+        start = len(self.all)
+        await self.until(lambda told: any(isinstance(change, Lost) for change in told[start:]))
+        return next(change for change in self.all[start:] if isinstance(change, Lost))
+
+
+def _is(change: Change, key: Any) -> bool:
+    """Return whether a change is that of a key, or stands for it: a gap, and the invalidation of all values."""
+    every = isinstance(change, Invalidated) and change.tag is None and change.function is None
+    return isinstance(change, Lost) or every or getattr(change, "key", None) == key
