@@ -241,7 +241,8 @@ class Watch:
     async def _readable(self) -> None:
         """Before a gap is told: return once values can be read again, or after `op_timeout`."""
         until = self._clock() + self._patience
-        while self._gap is not None and not self._reports.retry_now() and self._clock() < until:
+        while self._gap is not None and not self._reports.retry_now() and self._clock() < until:  # noqa: ASYNC110
+            # The breakers of some connections, on several loops: none of them tells.
             await asyncio.sleep(_STEP)
 
     def _complete(self) -> None:
