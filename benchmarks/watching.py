@@ -73,7 +73,7 @@ async def _measured(server: EmbeddedServer, rounds: int) -> dict[str, Row]:
             for cache in (one, other):
                 await cache.set("other", "k", "v")
             changes = one.sync.changes("watched")
-            thread = threading.Thread(target=lambda it=changes: [None for _ in it])  # type: ignore[misc]
+            thread = threading.Thread(target=lambda it=changes: [None for _ in it])
             with changes if consumers else contextlib.nullcontext():
                 if consumers:
                     thread.start()

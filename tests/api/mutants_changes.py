@@ -21,6 +21,11 @@ def without_dropping_a_namespace_before_its_clear_is_told() -> None:
     put(changes.Changes, "_drop", nothing)
 
 
+@guard(f"{HERE}::test_a_value_whose_load_was_overtaken_is_told")
+def without_telling_a_load_that_was_overtaken() -> None:
+    put(changes.Changes, "overtaken", nothing)
+
+
 @guard(f"{HERE}::test_new_epochs_are_no_changes")
 def without_asking_the_guard_about_a_new_tag() -> None:
     put(watch.Watch, "_ask_guard", lambda self, name, epoch, connection: self._reports.rose(name))

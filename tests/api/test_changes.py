@@ -193,6 +193,31 @@ async def test_who_is_told_reads_the_new_value_from_a_cache_that_had_the_old_one
                 writer.join()
 
 
+@pytest.mark.parametrize("many", [False, True])
+async def test_a_value_whose_load_was_overtaken_is_told(url: str, many: bool) -> None:
+    """Redis announces no removal of a key without a value, and the consumer may have joined the load."""
+    async with managers(url) as (here, other), here.changes("t") as changes:
+        deleted, values = asyncio.Event(), iter([1, 2])
+
+        async def load(keys: Any = ()) -> Any:
+            value = next(values)
+            await deleted.wait()
+            return dict.fromkeys(keys, value) if many else value
+
+        async def read() -> Any:
+            if many:
+                return (await here.get_or_set_many("t", ["a"], load))["a"]
+            return await here.get_or_set("t", "a", load)
+
+        reading = asyncio.create_task(read())
+        await wait_until_async(lambda: len(here._state.leases) == 1)
+        assert await other.delete("t", "a") is False
+        deleted.set()
+        assert await reading == 1
+        assert await step(changes) == Changed("t", "a")
+        assert await read() == 2
+
+
 @pytest.mark.parametrize("epoch", ["magnus!epoch", "magnus!epoch:t", "magnus!tag:x"])
 async def test_who_is_told_of_a_clear_finds_nothing_of_before(url: str, raw: redis.Redis, epoch: str) -> None:
     """As above; no value is removed here, as after a clear, so the epoch alone tells."""

@@ -3,10 +3,13 @@
 A `Watch` hears of every change in Redis. What only this process has is told where it is stored: without Redis, in an
 outage, and in local namespaces. Each consumer has a `Feed`.
 
-Whoever is told of a change reads the key next, and must not get the old value from memory: it would not be told again.
-The announcement that has memory drop a value comes through another connection, perhaps later. So whatever is told is
-dropped here first: entries, and the reads and loads under way that others could join. After a `Lost`, that is all of
-the namespace; values of a local namespace are judged by their epochs, and stay.
+Whoever is told of a change reads the key next, and must not get the old value: it would not be told again.
+
+- The announcement that has memory drop a value comes through another connection, perhaps later. So whatever is told is
+  dropped here first, and no read under way stores it. After a `Lost`, that is all of the namespace; values of a local
+  namespace are judged by their epochs, and stay.
+- A load under way may have begun before the change, and others may join it. Its value is refused at its end, and that
+  is told, too. Such a change may be the only one: Redis announces no removal of a key that has no value.
 
 One connection to each primary serves all consumers of the process. It is made with the first, and closed with the last.
 """
@@ -20,7 +23,6 @@ from urllib.parse import unquote_to_bytes
 
 from magnus_cache._engine.coherence.epochs import Epochs
 from magnus_cache._engine.coordination.leases import Leases
-from magnus_cache._engine.flights.flights import Flights
 from magnus_cache._engine.memory.batches import BatchCache
 from magnus_cache._engine.memory.clear_log import Scope
 from magnus_cache._engine.policy.function_tags import is_of_function, name_of_function
@@ -46,7 +48,6 @@ class ChangeParts(Protocol):
 
     clock: Clock
     epochs: Epochs
-    flights: Flights
     leases: Leases
     memory: BatchCache
     portal: BackgroundLoops
@@ -159,12 +160,8 @@ class Changes:
         names = [name for name in names if self._namespace_of(name) in self._feeds]
         if not names:
             return
-        parts = self._parts
-        parts.flights.detach_many(names)
-        parts.memory.invalidate_many(names)
-        parts.flights.detach_many(names)
-        for name in names:
-            parts.leases.notify(name)
+        self._parts.memory.invalidate_many(names)
+        self._parts.leases.notify_many(names)
         self._tell(names)
 
     def concerns(self, epoch: bytes) -> bool:
@@ -231,12 +228,8 @@ class Changes:
         self._stop_unused()
 
     def _drop(self, namespace: str) -> None:
-        prefix, parts = self._head(namespace), self._parts
-        if self._is_local(namespace):
-            return
-        parts.flights.detach_matching(lambda name: name.startswith(prefix))
-        parts.memory.clear_matching(prefix)
-        parts.flights.detach_matching(lambda name: name.startswith(prefix))
+        if not self._is_local(namespace):
+            self._parts.memory.clear_matching(self._head(namespace))
 
     def _is_local(self, namespace: str) -> bool:
         return any(feed.local for feed in self._feeds.get(namespace, ()))
@@ -246,6 +239,10 @@ class Changes:
     def kept(self, name: bytes) -> None:
         """Tell that a value was stored, or got another TTL, in this process alone."""
         self._tell((name,))
+
+    def overtaken(self, names: Sequence[bytes]) -> None:
+        """Tell that loaded values were returned to their callers, and are out of date."""
+        self._tell(names)
 
     def forgotten(self, names: Sequence[bytes]) -> None:
         """Tell that this process has removed values, if Redis does not announce that."""

@@ -67,6 +67,7 @@ class LifeCycle(Invalidation):
             return
         self.closed = True
         self.lane.end()
+        ends = self.changes.stop()
         try:
             await self.flights.aclose()
             here = asyncio.get_running_loop()
@@ -77,8 +78,7 @@ class LifeCycle(Invalidation):
             if replayer := self.replayer.stop():
                 await asyncio.wait(replayer)
             # Waited for: if the end of the loop cancelled a connection again, its transport would stay half-closed.
-            ends = [*self.changes.stop(), *self.topology.stop()]
-            ending = [ended for loop, ended in ends if loop in (here, self.portal.loop)]
+            ending = [ended for loop, ended in (*ends, *self.topology.stop()) if loop in (here, self.portal.loop)]
             waited = [asyncio.wrap_future(ended) for ended in ending]
             if waited:
                 await asyncio.wait(waited, timeout=CLOSE_TIMEOUT)
@@ -104,6 +104,7 @@ class LifeCycle(Invalidation):
         check_waiting()
         self.closed = True
         self.lane.end()
+        ends = self.changes.stop()
         try:
             with contextlib.suppress(CacheClosedError):
                 if self.portal.running:
@@ -115,7 +116,7 @@ class LifeCycle(Invalidation):
             if (report := self.final_report(but=running_loop())) is not None:
                 wait([report], CLOSE_TIMEOUT)
             self.replayer.stop()
-            ending = [*self.changes.stop(), *self.topology.stop()]
+            ending = [*ends, *self.topology.stop()]
             wait([ended for loop, ended in ending if loop is self.portal.loop], CLOSE_TIMEOUT)
             self.portal.close()
             if self.journal is not None:

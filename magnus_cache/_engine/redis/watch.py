@@ -185,7 +185,7 @@ class Watch:
             try:
                 await self._watch_all()
             except CacheUnavailableError as error:
-                if error.refused:
+                if error.reason == "noperm":
                     self._reports.failed(error)
                     return
                 pause = _AGAIN
@@ -270,6 +270,8 @@ class Watch:
         begin(False)
 
     def _open_gap(self, reason: GapReason, since: float | None) -> None:
+        if self.stopped:
+            return
         if self._gap is None:
             self._gap = reason, since
             self._reports.paused()
