@@ -23,7 +23,7 @@ def without_dropping_a_namespace_before_its_clear_is_told() -> None:
 
 @guard(f"{HERE}::test_a_value_whose_load_was_overtaken_is_told")
 def without_telling_a_load_that_was_overtaken() -> None:
-    put(changes.Changes, "overtaken", nothing)
+    put(changes.Changes, "refused", nothing)
 
 
 @guard(f"{HERE}::test_new_epochs_are_no_changes")

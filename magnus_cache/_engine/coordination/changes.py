@@ -49,9 +49,13 @@ class ChangeParts(Protocol):
     clock: Clock
     epochs: Epochs
     leases: Leases
-    memory: BatchCache
     portal: BackgroundLoops
     topology: "Topology"
+
+    @property
+    def memory(self) -> BatchCache:
+        """The values of this process."""
+        ...
 
 
 class Changes:
@@ -240,9 +244,13 @@ class Changes:
         """Tell that a value was stored, or got another TTL, in this process alone."""
         self._tell((name,))
 
-    def overtaken(self, names: Sequence[bytes]) -> None:
-        """Tell that loaded values were returned to their callers, and are out of date."""
-        self._tell(names)
+    def refused(self, names: Sequence[bytes], reason: str) -> None:
+        """Tell that loaded values were returned to their callers only, if they are out of date.
+
+        :param reason: why, as in `FillRefused`. For any other, whoever is told would load again, and again in vain.
+        """
+        if reason == "overtaken":
+            self._tell(names)
 
     def forgotten(self, names: Sequence[bytes]) -> None:
         """Tell that this process has removed values, if Redis does not announce that."""

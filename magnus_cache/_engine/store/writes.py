@@ -158,8 +158,7 @@ class Writes(Removals):
             reason = self._why_refused(ref, fence)
             self.state.recorder.add(ref.name, NOT_STORED, None, reason)
             self.tell(FillRefused, ref, reason)
-            if reason == "overtaken" and self.state.changes.active:
-                self.state.changes.overtaken((ref.name,))
+            self.state.changes.refused((ref.name,), reason)
         elif ref.others:
             await self.remove_named([each.name for each in ref.others[1:]])
         return stored
