@@ -27,8 +27,7 @@ from magnus_cache import (
     Namespace,
 )
 from magnus_cache.embedded import EmbeddedServer
-from tests.support.changes import Told, step
-from tests.support.managers import managers
+from tests.support.changes import PATIENT, Told, managers, step
 from tests.support.programs import output_of
 from tests.support.seals import new_key
 from tests.support.wait import nothing_happens_for_async, wait_until, wait_until_async
@@ -313,7 +312,7 @@ async def test_a_busy_consumer_lets_other_tasks_run(url: str) -> None:
 
 
 def test_in_blocking_code(url: str) -> None:
-    with CacheManager(redis_url=url) as here, CacheManager(redis_url=url) as other:
+    with CacheManager(redis_url=url, **PATIENT) as here, CacheManager(redis_url=url, **PATIENT) as other:
         with here.changes("t", timeout=0.05) as changes:
             assert list(changes) == []
             other.set("t", "a", 1)
@@ -327,7 +326,7 @@ def test_in_blocking_code(url: str) -> None:
 
 def test_a_blocked_consumer_ends_when_it_is_closed_or_its_cache_is(url: str) -> None:
     for close in ("itself", "cache"):
-        with CacheManager(redis_url=url) as cache:
+        with CacheManager(redis_url=url, **PATIENT) as cache:
             changes = cache.changes("t").__enter__()
             ended = threading.Event()
             thread = threading.Thread(target=lambda it=changes, end=ended: (list(it), end.set()))  # type: ignore[misc]
@@ -338,7 +337,7 @@ def test_a_blocked_consumer_ends_when_it_is_closed_or_its_cache_is(url: str) -> 
 
 
 def test_ctrl_c_interrupts_it(url: str) -> None:
-    with CacheManager(redis_url=url) as cache, cache.changes("t") as changes:
+    with CacheManager(redis_url=url, **PATIENT) as cache, cache.changes("t") as changes:
         timer = threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT))
         timer.start()
         with pytest.raises(KeyboardInterrupt):
@@ -349,7 +348,7 @@ def test_ctrl_c_interrupts_it(url: str) -> None:
 
 
 def test_it_does_not_block_the_loop_that_feeds_it(url: str) -> None:
-    with CacheManager(redis_url=url) as cache:
+    with CacheManager(redis_url=url, **PATIENT) as cache:
 
         async def loader() -> Any:
             return next(cache.changes("t"))
@@ -418,8 +417,8 @@ async def test_a_closed_cache_ends_the_iteration_and_begins_none(url: str) -> No
 
 def test_a_loop_that_ends_lets_go(url: str, raw: redis.Redis) -> None:
     """Also one that was closed by hand, with a consumer that nothing has closed."""
-    with CacheManager(redis_url=url) as cache:
-        here = AsyncCacheManager(redis_url=url)
+    with CacheManager(redis_url=url, **PATIENT) as cache:
+        here = AsyncCacheManager(redis_url=url, **PATIENT)
         loop = asyncio.new_event_loop()
         changes = here.changes("t")
         loop.run_until_complete(changes.__aenter__())
@@ -440,7 +439,7 @@ def test_a_forked_child_has_no_consumer_and_may_make_one(url: str) -> None:
 _FORK: Final = """
 import os, sys
 from magnus_cache import CacheManager
-cache = CacheManager(redis_url=sys.argv[1])
+cache = CacheManager(redis_url=sys.argv[1], op_timeout=10)
 changes = cache.changes("t", timeout=10).__enter__()
 child = os.fork()
 if not child:

@@ -16,6 +16,7 @@ from hypothesis.stateful import RuleBasedStateMachine, rule, run_state_machine_a
 from magnus_cache import CacheManager, Changed
 from magnus_cache.embedded import EmbeddedServer
 from magnus_cache.testing import Proxy
+from tests.support.changes import PATIENT
 from tests.support.wait import wait_until
 
 _EXAMPLES: Final = 200 if os.environ.get("MAGNUS_TESTS") == "all" else 8
@@ -39,7 +40,7 @@ class Consumers(RuleBasedStateMachine):
         self.raw = redis.Redis(port=server.port)
         self.raw.flushall()
         self.caches = (
-            CacheManager(redis_url=proxy.url, op_timeout=2, max_staleness=2), CacheManager(redis_url=server.url)
+            CacheManager(redis_url=proxy.url, **PATIENT), CacheManager(redis_url=server.url, **PATIENT)
         )  # fmt: skip
         self.number = 0
         for cache in self.caches:
@@ -100,7 +101,7 @@ class Consumers(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         try:
-            wait_until(self._shows_what_there_is)
+            wait_until(self._shows_what_there_is, 30)
         finally:
             self.changes.close()
             for cache in self.caches:

@@ -16,6 +16,7 @@ from websockets.exceptions import ConnectionClosedError
 
 from magnus_cache import AsyncCacheManager, CacheManager, get_async_cache_manager
 from magnus_cache.embedded import EmbeddedServer
+from tests.support.changes import PATIENT
 from tests.support.documents import PAGES
 from tests.support.wait import wait_until, wait_until_async
 
@@ -60,7 +61,7 @@ def test_the_web_socket_tells_what_any_process_changes(url: str, raw: redis.Redi
         return json.loads(await asyncio.wait_for(socket.recv(), _PATIENCE))
 
     async def visit(port: int) -> None:
-        async with AsyncCacheManager(redis_url=url) as other:
+        async with AsyncCacheManager(redis_url=url, **PATIENT) as other:
             await other.set("prices", "AAPL", 1.0)
             async with connect(f"ws://127.0.0.1:{port}/prices", proxy=None) as one:
                 async with connect(f"ws://127.0.0.1:{port}/prices", proxy=None) as two:
@@ -107,7 +108,7 @@ def test_a_server_that_ends_ends_its_web_sockets(raw: redis.Redis) -> None:
 
 @pytest.mark.usefixtures("_environment")
 def test_the_fragment_reads_again_what_has_changed(url: str) -> None:
-    with CacheManager(redis_url=url) as other:
+    with CacheManager(redis_url=url, **PATIENT) as other:
         other.set("prices", "AAPL", 1.0)
         page = AppTest.from_string(_example("@st.fragment"), default_timeout=_PATIENCE).run()
         try:

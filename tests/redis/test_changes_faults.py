@@ -12,10 +12,9 @@ from magnus_cache._engine.redis.slots import key_slot
 from magnus_cache._engine.runtime.clock import monotonic
 from magnus_cache.embedded import EmbeddedServer
 from magnus_cache.testing import EmbeddedCluster, EmbeddedSentinels, Proxy
-from tests.support.changes import Told, step
+from tests.support.changes import PATIENT, Told, managers, step
 from tests.support.groups import anyio_backend, url_of
 from tests.support.inside import put_off_attempts
-from tests.support.managers import managers
 from tests.support.rights import LINE, USER
 from tests.support.wait import wait_until, wait_until_async
 
@@ -23,11 +22,12 @@ __all__ = ["anyio_backend"]
 
 pytestmark = pytest.mark.anyio
 
-QUICK: Final = {"op_timeout": 0.3, "max_staleness": 0.6}
+QUICK: Final = {"op_timeout": 1.0, "max_staleness": 1.0}
+"""For a cache whose connection dies silently, or is not there."""
 
 
 async def test_a_cut_connection_is_a_gap_and_then_all_is_told_again(proxy: Proxy, url: str) -> None:
-    async with managers(proxy.url, 1, **QUICK) as (here,), managers(url, 1) as (other,):
+    async with managers(proxy.url, 1) as (here,), managers(url, 1) as (other,):
         await other.set("t", "a", 1)
         assert await here.get("t", "a") == 1
         async with here.changes("t") as changes, here.changes("u") as elsewhere:
@@ -50,7 +50,7 @@ async def test_a_cut_connection_is_a_gap_and_then_all_is_told_again(proxy: Proxy
 
 
 async def test_a_gap_begins_where_all_was_told_by_the_clock_of_redis(proxy: Proxy, url: str, raw: redis.Redis) -> None:
-    async with managers(proxy.url, 1, **QUICK) as (here,), here.changes("t") as changes:
+    async with managers(proxy.url, 1) as (here,), here.changes("t") as changes:
         seconds, microseconds = raw.time()
         began = seconds + microseconds / 1e6
         proxy.cut()
@@ -66,7 +66,7 @@ async def test_a_black_hole_is_found_although_nothing_happens(proxy: Proxy, url:
         began = monotonic()
         await wait_until_async(lambda: not changes.watching)
         # Generous: the machine is shared.
-        assert monotonic() - began < 5
+        assert monotonic() - began < 15
         proxy.resume()
         proxy.cut()
         assert (await Told(changes).gap()).reason == "connection"
@@ -114,7 +114,7 @@ async def test_a_flush_is_a_gap(url: str, raw: redis.Redis) -> None:
 
 
 async def test_a_restarted_server_is_a_gap(private_server: EmbeddedServer) -> None:
-    async with managers(private_server.url, 1, **QUICK) as (here,), here.changes("t") as changes:
+    async with managers(private_server.url, 1) as (here,), here.changes("t") as changes:
         private_server.kill()
         private_server.restart()
         assert (await Told(changes).gap()).reason == "connection"
@@ -136,7 +136,7 @@ async def test_the_rights_that_the_pages_name_are_enough(private_server: Embedde
 
 
 def test_a_blocked_consumer_is_told_of_a_gap(proxy: Proxy) -> None:
-    with CacheManager(redis_url=proxy.url, **QUICK) as cache, cache.changes("t") as changes:
+    with CacheManager(redis_url=proxy.url, **PATIENT) as cache, cache.changes("t") as changes:
         told: list[object] = []
         thread = threading.Thread(target=lambda: told.append(next(changes)))
         thread.start()
@@ -169,7 +169,7 @@ async def test_a_moved_slot_is_a_gap_and_its_new_owner_is_watched(cluster: Embed
     source, target, *_ = cluster.primaries
     key = cluster.key_on(source, prefix="magnus:t:k").removeprefix("magnus:t:")
     slot = key_slot(f"magnus:t:{key}".encode())
-    async with managers(url_of(cluster), **QUICK) as (here, other):
+    async with managers(url_of(cluster)) as (here, other):
         await other.set("t", key, 1)
         assert await here.get("t", key) == 1
         async with here.changes("t") as changes:
@@ -188,7 +188,7 @@ async def test_a_moved_slot_is_a_gap_and_its_new_owner_is_watched(cluster: Embed
 async def test_a_promoted_replica_is_watched(cluster: EmbeddedCluster) -> None:
     primary = cluster.primaries[0]
     key = cluster.key_on(primary, prefix="magnus:t:k").removeprefix("magnus:t:")
-    async with managers(url_of(cluster), **QUICK) as (here, other), here.changes("t") as changes:
+    async with managers(url_of(cluster)) as (here, other), here.changes("t") as changes:
         await other.set("t", key, 0)
         told = Told(changes)
         await asyncio.to_thread(cluster.promote, cluster.replicas_of(primary)[0])
@@ -197,7 +197,7 @@ async def test_a_promoted_replica_is_watched(cluster: EmbeddedCluster) -> None:
 
 
 async def test_another_primary_of_sentinel_is_watched(sentinels: EmbeddedSentinels) -> None:
-    async with managers(url_of(sentinels), **QUICK) as (here, other), here.changes("t") as changes:
+    async with managers(url_of(sentinels)) as (here, other), here.changes("t") as changes:
         await other.set("t", "a", 0)
         told = Told(changes)
         await told.key("a")
@@ -214,7 +214,7 @@ async def _is_told_at_last(writer: object, told: Told, key: str) -> None:
         told.all.clear()
         await writer.set("t", key, number)  # type: ignore[attr-defined]
         try:
-            async with asyncio.timeout(0.5):
+            async with asyncio.timeout(1):
                 await told.until(lambda all_told: Changed("t", key) in all_told)
         except TimeoutError:
             continue

@@ -2,13 +2,24 @@
 
 import asyncio
 from collections.abc import Callable
-from typing import Any
+from contextlib import AbstractAsyncContextManager
+from typing import Any, Final
 
-from magnus_cache import AsyncChanges, Change, Invalidated, Lost
+from magnus_cache import AsyncCacheManager, AsyncChanges, Change, Invalidated, Lost
+from tests.support import managers as several
 
-__all__ = ["Told", "step"]
+__all__ = ["PATIENT", "Told", "managers", "step"]
 
-PATIENCE = 10.0
+PATIENCE: Final = 30.0
+"""Seconds in which a change must be told, on a busy machine too."""
+
+PATIENT: Final = {"op_timeout": 10.0}
+"""For caches whose writes have to reach Redis, however busy the machine is."""
+
+
+def managers(url: str, count: int = 2, **options: Any) -> AbstractAsyncContextManager[list[AsyncCacheManager]]:
+    """Open some caches of one Redis, and close them; their writes reach Redis on a busy machine too."""
+    return several.managers(url, count, **(PATIENT | options))
 
 
 async def step(changes: AsyncChanges) -> Change:
