@@ -30,7 +30,7 @@ from magnus_cache.embedded import EmbeddedServer
 from tests.support.changes import PATIENT, Told, managers, step
 from tests.support.programs import output_of
 from tests.support.seals import new_key
-from tests.support.wait import nothing_happens_for_async, wait_until, wait_until_async
+from tests.support.wait import lapse_async, nothing_happens_for_async, wait_until, wait_until_async
 
 pytestmark = pytest.mark.anyio
 
@@ -375,7 +375,7 @@ async def _set_until(cache: AsyncCacheManager, raw: redis.Redis) -> None:
     await wait_until_async(lambda: watchers(raw) == 1)
     while True:
         await cache.set("t", "a", 1)
-        await asyncio.sleep(0.01)
+        await lapse_async(0.01)
 
 
 async def test_a_cancelled_step_loses_nothing(url: str) -> None:
