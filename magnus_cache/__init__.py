@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
+    from magnus_cache._engine.api.changes import AsyncChanges, Changes
     from magnus_cache._engine.api.managers import (
         AsyncCacheManager,
         CacheManager,
@@ -63,14 +64,18 @@ if TYPE_CHECKING:
     )
     from magnus_cache.events import (
         CacheEvent,
+        Change,
+        Changed,
         Cleared,
         Deleted,
         ErrorServed,
         Evicted,
         FillRefused,
         Hit,
+        Invalidated,
         LoadEnded,
         LoadStarted,
+        Lost,
         Miss,
         OutageBegan,
         OutageEnded,
@@ -94,6 +99,7 @@ __all__ = [
     "TTL_REALTIME",
     "TTL_STATIC",
     "AsyncCacheManager",
+    "AsyncChanges",
     "CacheArgumentError",
     "CacheBatchEncodeError",
     "CacheBatchError",
@@ -118,6 +124,9 @@ __all__ = [
     "CacheUnavailableError",
     "CacheValueTooLargeError",
     "CalendarTtl",
+    "Change",
+    "Changed",
+    "Changes",
     "Cleared",
     "CurrentLoad",
     "Deleted",
@@ -128,11 +137,13 @@ __all__ = [
     "FleetProcess",
     "Health",
     "Hit",
+    "Invalidated",
     "KeyEvent",
     "LedgerRow",
     "Lifetime",
     "LoadEnded",
     "LoadStarted",
+    "Lost",
     "Miss",
     "Namespace",
     "NodeHealth",
@@ -166,6 +177,7 @@ __all__ = [
 __version__ = "0.1.0"
 
 _HOMES: Final = {
+    "_engine.api.changes": ("AsyncChanges", "Changes"),
     "_engine.codec": ("register_type",),
     "_engine.flights.context": (
         "NOT_MODIFIED",
@@ -174,14 +186,18 @@ _HOMES: Final = {
     ),
     "events": (
         "CacheEvent",
+        "Change",
+        "Changed",
         "Cleared",
         "Deleted",
         "ErrorServed",
         "Evicted",
         "FillRefused",
         "Hit",
+        "Invalidated",
         "LoadEnded",
         "LoadStarted",
+        "Lost",
         "Miss",
         "OutageBegan",
         "OutageEnded",

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
 from magnus_cache._engine.coordination.announcements import Announcements
+from magnus_cache._engine.coordination.changes import Changes
 from magnus_cache._engine.coordination.connection_log import ConnectionLog
 from magnus_cache._engine.coordination.epoch_renewals import EpochRenewals
 from magnus_cache._engine.coordination.failover import FailoverGuard
@@ -34,6 +35,7 @@ class Parts(Protocol):
     """The parts of a `State` that receive connection events."""
 
     announcements: Announcements
+    changes: Changes
     clock: Clock
     elsewhere: Happenings
     epoch_renewals: EpochRenewals
@@ -121,6 +123,8 @@ class ConnectionEvents:
             self._parts.journal.mark_unread()
         if self._parts.outbox.pending:
             self._parts.replayer.begin(connection)
+        if self._parts.changes.active:
+            self._parts.changes.connected()
 
     def remapped(self) -> None:
         """React to slots that have moved: what was stored here while their node was away is to be confirmed."""

@@ -6,6 +6,7 @@ import sys
 from concurrent.futures import wait
 from typing import TYPE_CHECKING
 
+from magnus_cache._engine.coordination.changes import Changes
 from magnus_cache._engine.coordination.connection_log import ConnectionLog
 from magnus_cache._engine.coordination.fleet_log import FleetLog
 from magnus_cache._engine.coordination.fleet_stats import FleetStats
@@ -41,6 +42,7 @@ class LifeCycle(Invalidation):
 
     closed: bool
     breaker: Breaker
+    changes: Changes
     fleet_log: FleetLog
     fleet_stats: FleetStats
     generations: OutageGenerations
@@ -65,6 +67,7 @@ class LifeCycle(Invalidation):
             return
         self.closed = True
         self.lane.end()
+        ends = self.changes.stop()
         try:
             await self.flights.aclose()
             here = asyncio.get_running_loop()
@@ -75,7 +78,7 @@ class LifeCycle(Invalidation):
             if replayer := self.replayer.stop():
                 await asyncio.wait(replayer)
             # Waited for: if the end of the loop cancelled a connection again, its transport would stay half-closed.
-            ending = [ended for loop, ended in self.topology.stop() if loop in (here, self.portal.loop)]
+            ending = [ended for loop, ended in (*ends, *self.topology.stop()) if loop in (here, self.portal.loop)]
             waited = [asyncio.wrap_future(ended) for ended in ending]
             if waited:
                 await asyncio.wait(waited, timeout=CLOSE_TIMEOUT)
@@ -101,6 +104,7 @@ class LifeCycle(Invalidation):
         check_waiting()
         self.closed = True
         self.lane.end()
+        ends = self.changes.stop()
         try:
             with contextlib.suppress(CacheClosedError):
                 if self.portal.running:
@@ -112,7 +116,7 @@ class LifeCycle(Invalidation):
             if (report := self.final_report(but=running_loop())) is not None:
                 wait([report], CLOSE_TIMEOUT)
             self.replayer.stop()
-            ending = self.topology.stop()
+            ending = [*ends, *self.topology.stop()]
             wait([ended for loop, ended in ending if loop is self.portal.loop], CLOSE_TIMEOUT)
             self.portal.close()
             if self.journal is not None:
@@ -167,6 +171,7 @@ class LifeCycle(Invalidation):
         """End everything that this cache started, even after an interrupted close."""
         self.replayer.stop()
         self.lane.end()
+        self.changes.stop()
         self.topology.stop()
         self.portal.end()
         if self.journal is not None:

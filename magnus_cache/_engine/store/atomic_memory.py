@@ -137,6 +137,8 @@ class AtomicMemory:
         ref.counters.stores += stored
         if stored:
             self._writes.tell(Stored, ref, "memory")
+            if self._state.changes.active:
+                self._state.changes.kept(ref.name)
         return stored
 
 

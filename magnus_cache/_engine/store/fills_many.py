@@ -160,6 +160,7 @@ class ManyFills(ManyWrites):
         """Note that loaded values were returned to their callers only, as their loads were overtaken."""
         self.state.recorder.add_many(names, NOT_STORED, None, "overtaken")
         self.tell_many(FillRefused, namespace, "overtaken", len(names))
+        self.state.changes.refused(names, "overtaken")
 
     async def _correct(self, filling: Filling, stored: Sequence[int]) -> None:
         """Store values again whose ends are wrong: the answer shows that the server's clock was set meanwhile."""

@@ -65,9 +65,7 @@ class Writes(Removals):
     def __init__(self, reads: Reads) -> None:
         super().__init__(reads)
         self.local = LocalWrites(reads, self._keep)
-        self._limiters: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, CapacityLimiter] = (
-            weakref.WeakKeyDictionary()
-        )
+        self._limiters = weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, CapacityLimiter]()
 
     # -- write ----------------------------------------------------------------------------------------------
 
@@ -157,6 +155,7 @@ class Writes(Removals):
             reason = self._why_refused(ref, fence)
             self.state.recorder.add(ref.name, NOT_STORED, None, reason)
             self.tell(FillRefused, ref, reason)
+            self.state.changes.refused((ref.name,), reason)
         elif ref.others:
             await self.remove_named([each.name for each in ref.others[1:]])
         return stored
@@ -387,6 +386,8 @@ class Writes(Removals):
         ref.counters.stores += kept
         if kept:
             self.tell(Stored, ref, "memory", not supersedes)
+            if self.state.changes.active:
+                self.state.changes.kept(ref.name)
         return kept
 
     def _as_of(self, ref: KeyRef, record: Record) -> int:
