@@ -217,7 +217,7 @@ def _identity(source: Callable[..., Any]) -> str:
         raise _nameless()
     parts += [_part(cell.cell_contents) for cell in plain.__closure__ or ()]
     # Two lambdas of one function have the same name.
-    parts += [function_name(plain), code.co_code.hex(), repr(code.co_names)]
+    parts += [function_name(plain), code.co_code.hex(), repr(code.co_names), repr(code.co_consts)]
     return blake2b("\n".join(parts).encode("utf-8", "surrogatepass"), digest_size=_DIGEST).hexdigest()
 
 

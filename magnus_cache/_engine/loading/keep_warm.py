@@ -128,8 +128,9 @@ class WarmRunner:
                 self._take()
                 await asyncio.wait(self._tasks)
             else:
+                never = asyncio.Event()
                 while True:
-                    await self._rounds.pause(await self._keep(self._lease))
+                    await self._rounds.pause(await self._keep(self._lease), never)
         except CacheClosedError:
             return
         finally:

@@ -72,7 +72,7 @@ class WarmRounds:
         self._ready: deque[tuple[WarmItem, Look | None]] = deque()
         self._busy: set[bytes] = set()
         self._workers: set[asyncio.Task[None]] = set()
-        self._changed = asyncio.Event()
+        self._changed, self._anew = asyncio.Event(), asyncio.Event()
         self.job = ""
         self.rounds = self.refreshed = self.failed = 0
         self.last: float | None = None
@@ -94,9 +94,9 @@ class WarmRounds:
             self._busy.discard(item.ref.name)
         self._ready.clear()
 
-    async def pause(self, seconds: float, event: asyncio.Event | None = None) -> None:
-        """Return after some seconds of the cache's clock, or when something has changed."""
-        end, event = self._clock() + seconds, event or asyncio.Event()
+    async def pause(self, seconds: float, event: asyncio.Event) -> None:
+        """Return after some seconds of the cache's clock, or once the event is set."""
+        end = self._clock() + seconds
         while not event.is_set() and (left := end - self._clock()) > 0:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(min(left, _TICK)):
@@ -115,7 +115,7 @@ class WarmRounds:
                 return
             except Exception as error:  # noqa: BLE001  # what the caller's function raises must not end the job
                 self._problem("keys", "asking for its keys failed; it goes on with those that it has", error)
-            await self.pause(began + self._interval - self._clock())
+            await self.pause(began + self._interval - self._clock(), self._anew)
 
     async def _round(self) -> None:
         items = await self.items()
@@ -205,7 +205,7 @@ class WarmRounds:
                     return
                 except Exception as error:  # noqa: BLE001  # the job must not end
                     self._problem("look", "looking at its values failed", error)
-                    await self.pause(_TICK)
+                    await self.pause(_TICK, asyncio.Event())
                 await turn()
             else:
                 await self.pause(_TICK if room <= 0 or wait <= _SOON else min(wait, _TICK), self._changed)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from magnus_cache._engine.keys.names import Keyspace
 from magnus_cache._engine.redis import commands, replies
 from magnus_cache._engine.redis.scripts import Script
+from magnus_cache._engine.runtime.loop_end import cancel
 
 if TYPE_CHECKING:
     from magnus_cache._engine.redis.exchange import Waiter
@@ -98,7 +99,14 @@ class JobKeys:
         """
         lease = names.lease(job)
         words = token + _SEPARATOR, about, milliseconds, job.encode("utf-8", "surrogatepass")
-        reply = await self._wire(lease).execute(_HOLD.command((lease, names.index), *words))
+        asked = self._wire(lease).execute(_HOLD.command((lease, names.index), *words))
+        try:
+            reply = await asked
+        finally:
+            # If the loop is closed by hand, no one reads the answer, and asyncio would report an error.
+            cancel(asked)
+            if asked.done() and not asked.cancelled():
+                asked.exception()
         return replies.number(reply, replies.LONGEST_WAIT) / 1000
 
     def give_up_job(self, names: JobNames, job: str, token: bytes, waiter: "Waiter") -> None:
