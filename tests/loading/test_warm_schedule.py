@@ -102,3 +102,12 @@ def test_loads_are_spread_by_the_shortest_interval() -> None:
     plan.judge(b"a", look(1, 0, 50), 0.0)
     plan.judge(b"b", look(2, 0, 500), 0.0)
     assert plan.gap(10) == 2.0
+
+
+def test_a_load_that_takes_long_does_not_make_its_value_due_at_once() -> None:
+    plan = schedule(30.0)
+    assert plan.loaded(b"a", None, look(1, 40.0, 60.0), 100.0)
+    assert plan.next == 130.0
+    assert plan.judge(b"a", look(1, 50.0, 50.0), 110.0)[0] == 130.0
+    # Of a value that another process has loaded, it is not known what took how long.
+    assert plan.judge(b"a", look(2, 40.0, 60.0), 110.0)[0] == 100.0

@@ -21,12 +21,14 @@ class _Known(NamedTuple):
     :ivar version: the version that was seen last; None without a value.
     :ivar failures: how often its load has failed since that version was seen first.
     :ivar end: its end, in monotonic seconds, if loading it again did not move that.
+    :ivar took: seconds that its load took here: its age is counted from when that began.
     """
 
     span: float
     version: int | None = None
     failures: int = 0
     end: float = -math.inf
+    took: float = 0.0
 
 
 class WarmSchedule:
@@ -90,10 +92,11 @@ class WarmSchedule:
         if known.failures and known.version == _version(look):
             # Its next attempt is due when its last one said.
             return self._due.get(name, now), False
-        known = known._replace(version=_version(look), failures=0)
+        took = known.took if known.version == _version(look) else 0.0
+        known = known._replace(version=_version(look), failures=0, took=took)
         at, may_move = now, False
         if look is not None:
-            age, left = look.lifetime
+            age, left = max(0.0, look.lifetime.age - took), look.lifetime.left
             found = Due(left, age + left) if look.negative else due(self._every, age, left, fixed=self._fixed)
             known = known._replace(span=found.span)
             is_pinned = look.negative or abs(known.end - (now + left)) < _SAME_END
@@ -113,7 +116,8 @@ class WarmSchedule:
             return False
         known = self._known.get(name, _Known(self._span))
         stayed = before is not None and after.lifetime.left <= before.lifetime.left + _SAME_END
-        self._known[name] = known._replace(failures=0, end=now + after.lifetime.left if stayed else -math.inf)
+        end = now + after.lifetime.left if stayed else -math.inf
+        self._known[name] = known._replace(version=after.version, failures=0, end=end, took=after.lifetime.age)
         self.set(name, self.judge(name, after, now)[0])
         return True
 
