@@ -344,7 +344,7 @@ async def test_keys_are_asked_for_anew(cache: AsyncCacheManager, clock: VirtualC
         await wait_until_async(lambda: source.loads["A"] == 1)
         listed[:] = ["B"]
         clock.advance(16)
-        await wait_until_async(lambda: source.loads["B"] == 1)
+        await wait_until_async(lambda: source.loads["B"] == 1 and job.figures.refreshed == 2)
         assert job.figures.keys == 1
         clock.advance(30)
         await wait_until_async(lambda: source.loads["B"] == 2)

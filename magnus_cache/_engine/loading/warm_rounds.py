@@ -268,8 +268,9 @@ class WarmRounds:
         )  # fmt: skip
         try:
             await self._loads.outcome(request)
-        except (Exception, asyncio.CancelledError, SystemExit) as error:  # noqa: BLE001  # logged
-            _check_cancelled(error)
+        except (Exception, asyncio.CancelledError, SystemExit) as error:  # logged
+            if _is_cancelled(error):
+                raise
             return {item.ref.name: error}
         return {}
 
@@ -279,8 +280,9 @@ class WarmRounds:
         try:
             async with asyncio.timeout(_PATIENCE):
                 return dict[bytes, BaseException](await self._target.load(items))
-        except (Exception, asyncio.CancelledError, SystemExit) as error:  # noqa: BLE001  # logged
-            _check_cancelled(error)
+        except (Exception, asyncio.CancelledError, SystemExit) as error:  # logged
+            if _is_cancelled(error):
+                raise
             return dict.fromkeys((item.ref.name for item in items), error)
 
     async def _note(
@@ -307,8 +309,7 @@ class WarmRounds:
         self._state.notices.warn(f"warm:{self.job}:{topic}", f"keeping {self.job} warm: {what}", error)
 
 
-def _check_cancelled(error: BaseException) -> None:
-    """:raises CancelledError: if this task is cancelled, and not a load that it waits for."""
+def _is_cancelled(error: BaseException) -> bool:
+    """Whether this task is cancelled, and not a load that it waits for."""
     task = asyncio.current_task()
-    if isinstance(error, asyncio.CancelledError) and (task is None or task.cancelling()):
-        raise error
+    return isinstance(error, asyncio.CancelledError) and (task is None or bool(task.cancelling()))
