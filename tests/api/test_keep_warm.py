@@ -8,6 +8,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Iterator
+from contextvars import ContextVar
 from typing import Any
 
 import pytest
@@ -70,6 +71,9 @@ async def any_cache(
         yield cache
 
 
+REQUEST: ContextVar[str] = ContextVar("request", default="none")
+
+
 class Source:
     """Counts how often each key was loaded."""
 
@@ -93,7 +97,9 @@ async def next_round(job: AsyncKeepWarm) -> None:
     """Wait for a round that begins from now on."""
     rounds = job.figures.rounds
     wake(job)
-    await wait_until_async(lambda: job.figures.rounds > rounds)
+    # Its lease has ended, too, as the clock was advanced.
+    await wait_until_async(lambda: job.figures.rounds > rounds and job.holds)
+    await nothing_happens_for_async(0.05)
 
 
 def cached(cache: AsyncCacheManager | CacheManager, source: Source, **options: Any) -> Any:
@@ -125,8 +131,8 @@ async def test_values_are_loaded_once_an_interval_and_readers_never_miss(
             for key in keys:
                 await quote(key)
         assert (await any_cache.get_stats())["miss_count"] == misses
-        # 208 seconds are seven intervals, of which the first may be half as long.
-        assert all(7 <= count <= 9 for count in source.loads.values()), source.loads
+        # 208 seconds are seven intervals, of which the first may be half as long. In steps of 13, some are 39 long.
+        assert all(5 <= count <= 9 for count in source.loads.values()), source.loads
 
 
 async def _is_done(job: AsyncKeepWarm, clock: VirtualClock) -> bool:
@@ -161,12 +167,16 @@ async def test_what_another_process_has_loaded_is_not_loaded_again(
         await there("A")
         async with cache.keep_warm(quote, ["A"], every=30) as job:
             await wait_until_async(lambda: job.figures.rounds)
-            clock.advance(20)
-            await there.refresh("A")
-            clock.advance(20)
+            clock.advance(29)
             await next_round(job)
+            # From here to the moment when it is due, there is no round.
+            await there.refresh("A")
+            clock.advance(3)
+            wake(job)
+            await wait_until_async(lambda: job.holds)
+            await nothing_happens_for_async(0.3)
             assert not source.loads
-            clock.advance(12)
+            clock.advance(30)
             await wait_until_async(lambda: source.loads["A"] == 1)
 
 
@@ -708,20 +718,22 @@ def test_a_loop_that_ends_ends_its_jobs(url: str, caplog: pytest.LogCaptureFixtu
 
 
 @pytest.mark.anyio
-async def test_a_job_outlives_the_task_that_has_begun_it_and_stops_from_another_thread(
-    cache: AsyncCacheManager,
-) -> None:
-    source, jobs = Source(), list[AsyncKeepWarm]()
+async def test_a_job_outlives_its_beginner_and_stops_from_another_thread(cache: AsyncCacheManager) -> None:
+    jobs, requests = list[AsyncKeepWarm](), list[str]()
+
+    @cache.cached("q", ttl=60)
+    async def quote(ticker: str) -> str:
+        requests.append(REQUEST.get())
+        return ticker
 
     async def begin() -> None:
-        with cache.bypass():
-            jobs.append(cache.keep_warm(cached(cache, source), ["A"], every=30))
+        REQUEST.set("ended long ago")
+        jobs.append(cache.keep_warm(quote, ["A"], every=30))
 
     await asyncio.create_task(begin())
     (job,) = jobs
     await wait_until_async(lambda: job.figures.refreshed == 1)
-    await nothing_happens_for_async(0.1)
-    assert source.loads["A"] == 1
+    assert requests == ["none"]
     await asyncio.to_thread(job.stop)
     await wait_until_async(lambda: not job.running)
 

@@ -678,5 +678,6 @@ def warm_backlog(job: "AsyncKeepWarm | KeepWarm", now: float) -> int:
 def wake(job: "AsyncKeepWarm | KeepWarm") -> None:
     """Have a job look at the clock now, which was advanced; on its loop."""
     rounds = job._runner._rounds
+    job._runner._sooner.set()
     rounds._changed.set()
     rounds._anew.set()

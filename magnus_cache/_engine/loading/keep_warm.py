@@ -55,6 +55,7 @@ class WarmRunner:
         self._held_anyway = held_anyway
         self._rounds = WarmRounds(loads, lifetimes, target, plan, lambda: self.holds)
         self._tasks: list[asyncio.Task[None]] = []
+        self._sooner = asyncio.Event()
         self._since = 0.0
         self._over = False
         self.loop = asyncio.get_running_loop()
@@ -128,9 +129,8 @@ class WarmRunner:
                 self._take()
                 await asyncio.wait(self._tasks)
             else:
-                never = asyncio.Event()
                 while True:
-                    await self._rounds.pause(await self._keep(self._lease), never)
+                    await self._rounds.pause(await self._keep(self._lease), self._sooner)
         except CacheClosedError:
             return
         finally:
