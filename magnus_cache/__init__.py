@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     )
     from magnus_cache._engine.policy.registry import register_namespace
     from magnus_cache._engine.runtime.fleet_totals import FleetProcess
+    from magnus_cache._engine.runtime.ledger import LedgerRow
     from magnus_cache._engine.runtime.observers import Observation
     from magnus_cache._engine.runtime.stats import CacheStats
     from magnus_cache._engine.runtime.warm_figures import WarmJob
@@ -131,6 +132,7 @@ __all__ = [
     "Hit",
     "KeepWarm",
     "KeyEvent",
+    "LedgerRow",
     "Lifetime",
     "LoadEnded",
     "LoadStarted",
@@ -248,6 +250,7 @@ _HOMES: Final = {
     "protocols": ("CacheInfo",),
     "_engine.settings.settings": ("CacheSettings",),
     "_engine.runtime.fleet_totals": ("FleetProcess",),
+    "_engine.runtime.ledger": ("LedgerRow",),
     "_engine.runtime.stats": ("CacheStats",),
     "_engine.runtime.warm_figures": ("WarmJob",),
     "_engine.api.warm_jobs": ("AsyncKeepWarm", "KeepWarm"),
