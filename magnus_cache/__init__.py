@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         get_async_cache_manager,
         get_cache_manager,
     )
+    from magnus_cache._engine.api.warm_jobs import AsyncKeepWarm, KeepWarm
     from magnus_cache._engine.api.warming import WarmReport
     from magnus_cache._engine.codec import register_type
     from magnus_cache._engine.coordination.health import Health, NodeHealth
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from magnus_cache._engine.runtime.ledger import LedgerRow
     from magnus_cache._engine.runtime.observers import Observation
     from magnus_cache._engine.runtime.stats import CacheStats
+    from magnus_cache._engine.runtime.warm_figures import WarmJob
     from magnus_cache._engine.settings.settings import CacheSettings
     from magnus_cache._engine.store.explanation import Explanation, KeyEvent
     from magnus_cache._engine.store.lifetimes import Lifetime
@@ -87,6 +89,9 @@ if TYPE_CHECKING:
         Unreadable,
         Unstorable,
         WaitExpired,
+        WarmJobLost,
+        WarmJobTaken,
+        WarmRound,
         WriteRefused,
     )
     from magnus_cache.protocols import CacheInfo
@@ -100,6 +105,7 @@ __all__ = [
     "TTL_STATIC",
     "AsyncCacheManager",
     "AsyncChanges",
+    "AsyncKeepWarm",
     "CacheArgumentError",
     "CacheBatchEncodeError",
     "CacheBatchError",
@@ -138,6 +144,7 @@ __all__ = [
     "Health",
     "Hit",
     "Invalidated",
+    "KeepWarm",
     "KeyEvent",
     "LedgerRow",
     "Lifetime",
@@ -158,7 +165,11 @@ __all__ = [
     "Unreadable",
     "Unstorable",
     "WaitExpired",
+    "WarmJob",
+    "WarmJobLost",
+    "WarmJobTaken",
     "WarmReport",
+    "WarmRound",
     "WriteRefused",
     "cache_clear",
     "cache_delete",
@@ -209,6 +220,9 @@ _HOMES: Final = {
         "Unreadable",
         "Unstorable",
         "WaitExpired",
+        "WarmJobLost",
+        "WarmJobTaken",
+        "WarmRound",
         "WriteRefused",
     ),
     "errors": (
@@ -263,6 +277,8 @@ _HOMES: Final = {
     "_engine.runtime.fleet_totals": ("FleetProcess",),
     "_engine.runtime.ledger": ("LedgerRow",),
     "_engine.runtime.stats": ("CacheStats",),
+    "_engine.runtime.warm_figures": ("WarmJob",),
+    "_engine.api.warm_jobs": ("AsyncKeepWarm", "KeepWarm"),
     "_engine.api.warming": ("WarmReport",),
 }
 """The public names, by the module that defines them."""
