@@ -11,6 +11,7 @@ from magnus_cache._engine.coordination.fleet_log import FleetLog
 from magnus_cache._engine.coordination.fleet_stats import FleetStats
 from magnus_cache._engine.coordination.generations import OutageGenerations
 from magnus_cache._engine.coordination.invalidation import Invalidation
+from magnus_cache._engine.coordination.recordings import Recordings
 from magnus_cache._engine.coordination.replay import Replayer
 from magnus_cache._engine.outage.breaker import Breaker
 from magnus_cache._engine.outage.outbox import Outbox
@@ -49,6 +50,7 @@ class LifeCycle(Invalidation):
     log: ConnectionLog
     outbox: Outbox
     portal: BackgroundLoops
+    recordings: Recordings
     replayer: Replayer
     topology: Topology
 
@@ -82,6 +84,7 @@ class LifeCycle(Invalidation):
             await self.portal.aclose()
             if self.journal is not None:
                 await self.journal.aclose(CLOSE_TIMEOUT)
+            await self.recordings.aclose()
             while self.memory.shrink():
                 await turn()
         finally:
@@ -117,6 +120,7 @@ class LifeCycle(Invalidation):
             self.portal.close()
             if self.journal is not None:
                 self.journal.close(CLOSE_TIMEOUT)
+            self.recordings.close()
             while self.memory.shrink():
                 pass  # Between two calls, other threads can take the GIL.
         finally:
@@ -169,6 +173,7 @@ class LifeCycle(Invalidation):
         self.lane.end()
         self.topology.stop()
         self.portal.end()
+        self.recordings.end()
         if self.journal is not None:
             self.journal.end()
         else:

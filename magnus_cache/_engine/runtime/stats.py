@@ -237,6 +237,10 @@ class Stats:
         self._children.append((str(namespace), function, counters))
         return counters
 
+    def function_of(self, counters: Counters) -> str | None:
+        """Return the name of the decorated function that has these counters; None for those of a namespace."""
+        return next((function for _, function, its in list(self._children) if its is counters), None)
+
     def by_namespace(self) -> dict[str, Counters]:
         """Return the counts of each namespace, those of its functions included."""
         sums: dict[str, Counters] = {}

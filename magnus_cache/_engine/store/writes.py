@@ -11,7 +11,7 @@ import weakref
 from collections.abc import Callable, Generator
 from functools import partial
 from random import random
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 
 from anyio import CapacityLimiter, to_thread
 
@@ -24,7 +24,7 @@ from magnus_cache._engine.coordination.leases import Fence
 from magnus_cache._engine.memory.footprint import footprint, has_room, payload_kept
 from magnus_cache._engine.redis.retries import ask_again
 from magnus_cache._engine.runtime.clock import MICROSECONDS
-from magnus_cache._engine.runtime.observers import CacheEvent, FillRefused, Stored, WriteRefused
+from magnus_cache._engine.runtime.observers import CacheEvent, FillRefused, StoredValue, WriteRefused
 from magnus_cache._engine.runtime.turns import at_once, in_turns
 from magnus_cache._engine.store.judge import judge
 from magnus_cache._engine.store.local_values import tagged
@@ -133,7 +133,7 @@ class Writes(Removals):
         # A load through another connection may have read the old value before this write replaced it.
         self.state.flights.detach(ref.name)
         ref.counters.stores += 1
-        self.tell(Stored, ref, "redis")
+        self.tell_stored(ref, "redis", record, ttl)
         return True
 
     async def fill(self, ref: KeyRef, record: Record, payload: bytes, ttl: float, fence: Fence) -> bool:
@@ -165,6 +165,17 @@ class Writes(Removals):
         """Tell observers of something that happened to a value."""
         if self.state.observers.active:
             self.state.observers.about(kind, ref, *fields)
+
+    def tell_stored(
+        self, ref: KeyRef, place: Literal["redis", "memory"], record: Record | None, ttl: float, *, loaded: bool = False
+    ) -> None:
+        """Tell observers that a value was stored.
+
+        :param record: None if only the fact is known.
+        :param ttl: seconds.
+        """
+        if self.state.observers.active:
+            self.state.observers.stored(ref, place, StoredValue(record, ttl, loaded))
 
     async def _fill(self, ref: KeyRef, record: Record, payload: bytes, ttl: float, fence: Fence) -> bool:
         """Store a loaded value, as `fill` does."""
@@ -217,7 +228,7 @@ class Writes(Removals):
         if stored:
             self.state.outbox.overwritten(ref.name, fence.outbox_position)
             ref.counters.stores += 1
-            self.tell(Stored, ref, "redis", True)
+            self.tell_stored(ref, "redis", record, ttl, loaded=True)
         else:
             self.state.stats.fenced_loads += 1
         return stored
@@ -378,7 +389,7 @@ class Writes(Removals):
             self._memory.release(placeholder)
         ref.counters.stores += kept
         if kept:
-            self.tell(Stored, ref, "memory", not supersedes)
+            self.tell_stored(ref, "memory", record, ttl, loaded=not supersedes)
         return kept
 
     async def _keep_loaded(
