@@ -13,7 +13,7 @@ from magnus_cache.cli.common import FINDING, WRONG_USAGE, CommandError, Json, co
 from magnus_cache.errors import CacheArgumentError
 from magnus_cache.simulation import RULES, CandidateResult, Figures, RecordingError, Simulation, combinations, simulate
 
-__all__ = ["add_to", "simulate_command"]
+__all__ = ["add_to", "simulate_command", "size_of"]
 
 _SIZE: Final = re.compile(r"(\d+(?:\.\d+)?)\s*([kKmMgG]?)(i?[bB])?")
 _STEPS: Final = {"": 0, "k": 1, "m": 2, "g": 3}
@@ -67,9 +67,9 @@ def simulate_command(
         options: dict[str, Sequence[Any]] = {
             "ttl": _split(ttl), "grace": _split(grace), "early": list(map(_number, _split(early))),
             "jitter": list(map(_number, _split(jitter))), "negative": _split(negative), "l1_ttl": _split(l1_ttl),
-            "l1_max_entries": [_size(text, 1_000) for text in _split(l1_max_entries)],
-            "l1_max_bytes": [_size(text, 1_024) for text in _split(l1_max_bytes)], "policy": _split(policy),
-            "l2_max_bytes": [_size(text, 1_024) for text in _split(l2_max_bytes)],
+            "l1_max_entries": [size_of(text, 1_000) for text in _split(l1_max_entries)],
+            "l1_max_bytes": [size_of(text, 1_024) for text in _split(l1_max_bytes)], "policy": _split(policy),
+            "l2_max_bytes": [size_of(text, 1_024) for text in _split(l2_max_bytes)],
         }  # fmt: skip
         candidates = combinations(options, names)
         found = simulate(paths, candidates, namespaces=names, cost=cost, tolerance=tolerance, seed=seed)
@@ -94,7 +94,12 @@ def _number(text: str) -> float:
         raise CommandError(WRONG_USAGE, f"{text!r} is no number") from None
 
 
-def _size(text: str, step: int) -> int:
+def size_of(text: str, step: int) -> int:
+    """Return a number as people write sizes: ``500``, ``10k``, ``64MB``.
+
+    :param step: what a ``k`` stands for: 1,000 entries, or 1,024 bytes.
+    :raises CommandError: for anything else.
+    """
     found = _SIZE.fullmatch(text)
     if found is None:
         raise CommandError(WRONG_USAGE, f"{text!r} is no size; write 500, 10k or 64MB")

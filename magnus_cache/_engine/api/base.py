@@ -97,7 +97,7 @@ class CacheBase:
 
         Each process writes files of its own into the folder; record all processes of a fleet. Values are not recorded,
         and keys only as hashes by a secret that is not kept. A thread writes them, so no caller waits for the disk.
-        While it records, a hit in memory takes about a microsecond longer. The setting `record` does the same without
+        While it records, a hit in memory takes some microseconds longer. The setting `record` does the same without
         a change of the program.
 
         :param path: a folder; it is made if it is not there.

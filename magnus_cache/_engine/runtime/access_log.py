@@ -71,7 +71,14 @@ class AccessLog:
 
     def found(self, ref: Any, *, hit: bool, near: bool) -> None:
         """Note what a caller has found."""
-        self._add((_NEAR if near else _FAR) if hit else _MISS, ref)
+        # `_add`, written out: a hit in memory takes little more than this.
+        waiting = self.waiting
+        if not self.awake:
+            self._wake()
+        if len(waiting) < _MOST:
+            waiting.append((self._clock(), (_NEAR if near else _FAR) if hit else _MISS, ref, None))
+        else:
+            self.lost += 1
 
     def happened(self, event: str, ref: Any, fields: Sequence[Any]) -> None:
         """Note an event about a value, by its name and its fields beside the key."""

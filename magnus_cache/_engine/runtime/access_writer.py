@@ -55,6 +55,9 @@ _LATEST: Final = 5.0
 _MOST_KNOWN: Final = 200_000
 """Names that a glob is compared with when it is cleared."""
 
+_MOST_HASHED: Final = 20_000
+"""References that are remembered with their hashes."""
+
 _ENDING: Final = 10.0
 
 
@@ -130,6 +133,7 @@ class AccessWriter:
         self._sources: dict[tuple[int, int, int], Source] = {}
         self._kept: list[Any] = []
         self._known: dict[bytes, None] = {}
+        self._hashed: dict[Any, tuple[int, int]] = {}
         self._offset: int | None = None
         self.failed = False
 
@@ -221,7 +225,12 @@ class AccessWriter:
                 break
             at, kind, what, detail = waiting.popleft()
             first = at if first is None else first
-            self._add(block, at, kind, what, detail)
+            # Most references are used again and again, and are hashed once.
+            known = None if kind > Kind.ERROR else self._hashed.get(what)
+            if known is None:
+                self._add(block, at, kind, what, detail)
+            else:
+                block.add(at, kind, *known, None)
         if self._offset is None:
             self._offset = self._parts.offset()
         lost, self.log.lost = self.log.lost, 0
@@ -247,6 +256,10 @@ class AccessWriter:
             return
         if len(self._known) < _MOST_KNOWN:
             self._known[name] = None
+        if kind <= Kind.ERROR and self.plan.share == 1.0:
+            if len(self._hashed) >= _MOST_HASHED:
+                self._hashed.clear()
+            self._hashed[what] = source, key
         if kind is Kind.LOAD:
             detail = [round(detail[0], 6), detail[1], None]
         elif kind is Kind.STORE:
