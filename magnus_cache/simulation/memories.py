@@ -22,7 +22,7 @@ from magnus_cache._engine.memory.policy import PolicyName
 from magnus_cache._engine.memory.store import LocalCache
 from magnus_cache._engine.memory.tiers import HOT
 
-__all__ = ["ENGINE_RULES", "OPTIMUM", "RULES", "EngineMemory", "Memory", "Time", "make_memory"]
+__all__ = ["ENGINE_RULES", "OPTIMUM", "RULES", "TRUST", "EngineMemory", "Memory", "Time", "make_memory"]
 
 ENGINE_RULES: Final[tuple[str, ...]] = get_args(PolicyName)
 OPTIMUM: Final = "optimum"

@@ -57,7 +57,8 @@ def record_traffic(
 ) -> dict[str, int]:
     """Record random traffic of some caches, which take turns; close them, and return their counts."""
     rnd = random.Random(traffic.seed)
-    namespace = Namespace("t", **{"ttl": 7.5, **traffic.policy})
+    policy: dict[str, Any] = {"ttl": 7.5, **traffic.policy}
+    namespace = Namespace("t", **policy)
     fails = [False]
 
     def load(key: int) -> str:

@@ -11,7 +11,7 @@ import weakref
 from collections.abc import Callable, Generator
 from functools import partial
 from random import random
-from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from anyio import CapacityLimiter, to_thread
 
@@ -24,7 +24,7 @@ from magnus_cache._engine.coordination.leases import Fence
 from magnus_cache._engine.memory.footprint import footprint, has_room, payload_kept
 from magnus_cache._engine.redis.retries import ask_again
 from magnus_cache._engine.runtime.clock import MICROSECONDS
-from magnus_cache._engine.runtime.observers import CacheEvent, FillRefused, StoredValue, WriteRefused
+from magnus_cache._engine.runtime.observers import FillRefused, WriteRefused
 from magnus_cache._engine.runtime.turns import at_once, in_turns
 from magnus_cache._engine.store.judge import judge
 from magnus_cache._engine.store.local_values import tagged
@@ -168,22 +168,6 @@ class Writes(Removals):
         if fence.overtaken or here or self.state.reaches(ref.name):
             return "unkept" if here and not ref.namespace.l1 else "overtaken" if leased or here else "unleased"
         return "unconfirmed" if ref.namespace.l1 else "unkept"
-
-    def tell(self, kind: type[CacheEvent], ref: KeyRef, *fields: Any) -> None:
-        """Tell observers of something that happened to a value."""
-        if self.state.observers.active:
-            self.state.observers.about(kind, ref, *fields)
-
-    def tell_stored(
-        self, ref: KeyRef, place: Literal["redis", "memory"], record: Record | None, ttl: float, *, loaded: bool = False
-    ) -> None:
-        """Tell observers that a value was stored.
-
-        :param record: None if only the fact is known.
-        :param ttl: seconds.
-        """
-        if self.state.observers.active:
-            self.state.observers.stored(ref, place, StoredValue(record, ttl, loaded))
 
     async def _fill(self, ref: KeyRef, record: Record, payload: bytes, ttl: float, fence: Fence) -> bool:
         """Store a loaded value, as `fill` does."""
