@@ -27,8 +27,8 @@ def day(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def run(*arguments: object, **environment: str) -> "subprocess.CompletedProcess[str]":
-    return run_python("-m", "magnus_cache", "simulate", *map(str, arguments), **environment)
+def run(*arguments: object) -> "subprocess.CompletedProcess[str]":
+    return run_python("-m", "magnus_cache", "simulate", *map(str, arguments))
 
 
 def lines_of(capsys: pytest.CaptureFixture[str]) -> list[str]:

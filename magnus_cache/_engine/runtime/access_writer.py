@@ -153,7 +153,7 @@ class AccessWriter:
             return  # the interpreter shuts down
         self._thread = thread
         if self._exit is None:
-            reference = weakref.ref(self)
+            reference: weakref.ref[AccessWriter] = weakref.ref(self)
             self._exit = lambda: _stop(reference)
             atexit.register(self._exit)
 
