@@ -51,6 +51,7 @@ class Process:
     :ivar rows: in the order of their times.
     :ivar sources: by number.
     :ivar totals: by source: hits in memory, hits in Redis and misses of all keys, if only a share was recorded.
+    :ivar spent: by source: billionths of the money that its loads have cost, and how many they were.
     :ivar cut: how many of its files end in the midst of a block.
     :ivar lost: accesses that it could not record.
     """
@@ -59,6 +60,7 @@ class Process:
     rows: list[Row] = field(default_factory=list)
     sources: dict[int, Source] = field(default_factory=dict)
     totals: dict[int, list[int]] = field(default_factory=dict)
+    spent: dict[int, tuple[int, int]] = field(default_factory=dict)
     cut: int = 0
     lost: int = 0
 
@@ -164,6 +166,7 @@ def _process(files: list[tuple[int, Mapping[str, Any], Path, list[dict[str, Any]
                 sums = process.totals.setdefault(number, [0, 0, 0])
                 for place, count in enumerate(counts):
                     sums[place] += count
+            process.spent |= {number: (nanos, loads) for number, nanos, loads in block["spent"]}
             process.rows += _rows(block, offset)
         except (KeyError, TypeError, ValueError, IndexError) as error:
             raise RecordingError(f"{path}: a block does not have what it should: {error}") from error

@@ -214,7 +214,7 @@ class Replay:
         counts.loads += 1
         counts.early += unwanted is not None
         counts.load_seconds += outcome.busy
-        counts.money += outcome.money or 0.0
+        counts.money += self._trace.sources[source].price
         counts.failures += outcome.failed
         flight = self._flights[place] = Flight(at, key, process, source, outcome)
         self._count += 1

@@ -178,7 +178,9 @@ def _recorded(trace: Trace, wanted: set[str]) -> Figures:
         if facts.namespace not in wanted:
             continue
         near, far, misses, stale, errors, loads = trace.recorded[number_]
-        sampled = Figures(l1_hits=near, l2_hits=far, misses=misses, stale=stale, errors=errors, loads=loads)
+        sampled = Figures(
+            l1_hits=near, l2_hits=far, misses=misses, stale=stale, errors=errors, loads=loads, money=loads * facts.price
+        )
         found = sampled.scaled(trace.scale)
         if number_ in trace.totals:
             near, far, misses = trace.totals[number_]

@@ -54,7 +54,6 @@ class Outcome(NamedTuple):
     :ivar ttl: seconds; None if nothing was stored.
     :ivar size: bytes of the value; with `room`, those that it takes in memory.
     :ivar digest: a hash of the value; 0 if it is not known.
-    :ivar money: what it cost; None if that was not recorded.
     """
 
     ended: float
@@ -66,7 +65,6 @@ class Outcome(NamedTuple):
     name_bytes: int = 0
     digest: int = 0
     tags: tuple[int, ...] = ()
-    money: float | None = None
 
     @property
     def began(self) -> float:
@@ -79,12 +77,20 @@ class SourceFacts:
     """A namespace, and perhaps a function, as it ran.
 
     :ivar loads: whether a miss of it is followed by a load, or by a `set` of the program.
+    :ivar spent: what its loads have cost, in billionths, and how many they were.
     :ivar mean: what a load of it does that no recorded one shows; None if it never loads.
     """
 
     source: Source
     loads: bool = False
+    spent: tuple[int, int] = (0, 0)
     mean: Outcome | None = None
+
+    @property
+    def price(self) -> float:
+        """What a load costs on average; 0 if nothing is known of that."""
+        nanos, loads = self.spent
+        return nanos / loads / 1e9 if loads else 0.0
 
     @property
     def namespace(self) -> str:
@@ -191,6 +197,9 @@ class _Merger:
                 if at in self._sources[-1]:
                     sums = trace.totals.setdefault(self._sources[-1][at], [0, 0, 0])
                     sums[:] = [one + other for one, other in zip(sums, counts, strict=True)]
+            for at, spent in process.spent.items():
+                facts = trace.sources[self._sources[-1][at]]
+                facts.spent = facts.spent[0] + spent[0], facts.spent[1] + spent[1]
             self._known_keys(number, process)
         rows = [(row, number) for number, process in enumerate(self._processes) for row in process.rows]
         rows.sort(key=lambda item: item[0][0])
@@ -282,14 +291,14 @@ class _Merger:
             seeds[key][0].add(process)
 
     def _load(self, at: float, process: int, key: int, detail: Any) -> None:
-        busy, failed, money = detail
+        busy, failed = detail
         pair = process, key
         if (before := self._open.pop(pair, None)) is not None:
             self._outcome(key, before[0])
         missed = self._missed.pop(pair, None)
         source = missed[1] if missed is not None else self._source_of(key)
         self._trace.recorded[source][5] += 1
-        self._open[pair] = Outcome(at, busy, busy, failed, money=money), missed
+        self._open[pair] = Outcome(at, busy, busy, failed), missed
 
     def _source_of(self, key: int) -> int:
         namespace = self._trace.namespaces[key]

@@ -259,6 +259,19 @@ def test_a_sample_has_the_rates_of_all_keys(
     assert loads[0] == pytest.approx(loads[1], rel=0.15)
 
 
+def test_what_loads_cost_is_recorded(tmp_path: Path) -> None:
+    with CacheManager(redis_enabled=False) as cache, cache.record_accesses(tmp_path):
+        fixed = cache.cached("fixed", ttl=60, cost=0.25)(lambda key: key)
+        by_value = cache.cached("by_value", ttl=60, cost=lambda value: value / 10)(lambda key: key)
+        for key in (1, 2, 3, 1, 2, 3):
+            fixed(key)
+            by_value(key)
+    found = simulate(tmp_path, [Candidate(l1_max_entries=0)], cost=99)
+    each = [result.namespaces for result in (found.as_recorded, *found.results)]
+    assert [row["fixed"].money for row in each] == pytest.approx([0.75, 1.5])
+    assert [row["by_value"].money for row in each] == pytest.approx([0.6, 1.2])
+
+
 def test_recordings_of_different_shares_are_not_mixed(tmp_path: Path) -> None:
     with CacheManager(redis_enabled=False) as cache:
         for share in (0.9, 1.0):

@@ -13,6 +13,7 @@ All other blocks have the accesses of a second or two, by columns, because these
 - ``details``: a list, one item for each record whose kind is one of `DETAILED`, in their order;
 - ``found``: descriptions of the sources that are new in this file, see `Source`;
 - ``totals``: ``[source, hits in memory, hits in Redis, misses]`` of *all* keys, also of those that are not sampled;
+- ``spent``: ``[source, billionths of the money that its loads have cost, loads]`` of the process so far;
 - ``lost``: accesses that were not recorded, because more came than the disk took.
 """
 
@@ -81,7 +82,7 @@ class Kind(IntEnum):
     ERROR = 5
     """A caller got an error that the cache had remembered."""
     LOAD = 6
-    """A loader ended. Details: ``[seconds, whether it raised, what it cost]``; the last one None if not known."""
+    """A loader ended. Details: ``[seconds, whether it raised]``."""
     STORE = 7
     """A value was stored. Details: ``[seconds to live, bytes, bytes of the name, flags, seconds that its load took,
     a hash of the value, hashes of its tags]``; 0 for the seconds to live if they are not known."""

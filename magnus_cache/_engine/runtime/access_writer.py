@@ -234,7 +234,9 @@ class AccessWriter:
         if self._offset is None:
             self._offset = self._parts.offset()
         lost, self.log.lost = self.log.lost, 0
-        raw = packed_block(block.fields(self._offset, lost))
+        sources = zip(self._sources.values(), self._kept, strict=True)
+        spent = [[source.number, kept[0].spent_nanos, kept[0].loads] for source, kept in sources if kept[0].spent_nanos]
+        raw = packed_block({**block.fields(self._offset, lost), "spent": spent})
         self._file.write(raw)
         self._file.flush()
         self._written += len(raw)
@@ -261,7 +263,7 @@ class AccessWriter:
                 self._hashed.clear()
             self._hashed[what] = source, key
         if kind is Kind.LOAD:
-            detail = [round(detail[0], 6), detail[1], None]
+            detail = [round(detail[0], 6), detail[1]]
         elif kind is Kind.STORE:
             detail = self._stored(what, detail)
         block.add(at, kind, source, key, detail)
@@ -368,7 +370,7 @@ class _Block:
             "kinds": bytes(self._kinds), "sources": packed_column("H", self._sources),
             "places": packed_column("I", self._places), "keys": packed_column("Q", self._keys),
             "details": self._details, "found": self.found, "lost": lost,
-            "totals": [[source, *counts] for source, counts in self._totals.items()],
+            "totals": [[source, *counts] for source, counts in self._totals.items()], "spent": [],
         }  # fmt: skip
 
 

@@ -241,7 +241,7 @@ class Stats:
 
     def function_of(self, counters: Counters) -> str | None:
         """Return the name of the decorated function that has these counters; None for those of a namespace."""
-        return next((function for _, function, its in list(self._children) if its is counters), None)
+        return next((name for _, name, its, *_ in list(self._children) if its is counters), None)
 
     def by_namespace(self) -> dict[str, Counters]:
         """Return the counts of each namespace, those of its functions included."""
