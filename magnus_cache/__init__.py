@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from magnus_cache._engine.api.warming import WarmReport
     from magnus_cache._engine.codec import register_type
     from magnus_cache._engine.coordination.health import Health, NodeHealth
+    from magnus_cache._engine.coordination.recordings import AccessRecording
     from magnus_cache._engine.flights.context import NOT_MODIFIED, CurrentLoad, current_load
     from magnus_cache._engine.policy.calendars import CalendarTtl
     from magnus_cache._engine.policy.markets import market
@@ -103,6 +104,7 @@ __all__ = [
     "TTL_MEDIUM",
     "TTL_REALTIME",
     "TTL_STATIC",
+    "AccessRecording",
     "AsyncCacheManager",
     "AsyncChanges",
     "AsyncKeepWarm",
@@ -248,6 +250,7 @@ _HOMES: Final = {
     "_engine.store.explanation": ("Explanation", "KeyEvent"),
     "_engine.store.lifetimes": ("Lifetime",),
     "_engine.coordination.health": ("Health", "NodeHealth"),
+    "_engine.coordination.recordings": ("AccessRecording",),
     "_engine.api.managers": (
         "AsyncCacheManager",
         "CacheManager",

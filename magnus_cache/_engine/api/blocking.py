@@ -42,7 +42,7 @@ from magnus_cache._engine.policy.options import (
 )
 from magnus_cache._engine.policy.tags import AnyTags, TagRule, check_tags
 from magnus_cache._engine.runtime.annotations import readable
-from magnus_cache._engine.runtime.durations import seconds
+from magnus_cache._engine.runtime.durations import Duration, seconds
 from magnus_cache._engine.runtime.fleet_totals import FleetProcess
 from magnus_cache._engine.runtime.ledger import LedgerBy, LedgerRow
 from magnus_cache._engine.runtime.portal import NoThreadError

@@ -13,6 +13,7 @@ from magnus_cache._engine.coordination.fleet_stats import FleetStats
 from magnus_cache._engine.coordination.generations import OutageGenerations
 from magnus_cache._engine.coordination.happenings import Happenings
 from magnus_cache._engine.coordination.leases import Leases
+from magnus_cache._engine.coordination.recordings import Recordings
 from magnus_cache._engine.coordination.replay import Replayer
 from magnus_cache._engine.outage.outbox import Outbox
 from magnus_cache._engine.redis.events import Arrival
@@ -48,6 +49,7 @@ class Parts(Protocol):
     leases: Leases
     log: ConnectionLog
     outbox: Outbox
+    recordings: Recordings
     replayer: Replayer
     stats: Stats
     topology: Topology
@@ -95,6 +97,7 @@ class ConnectionEvents:
         self._parts.elsewhere.beat()
         self._parts.epoch_renewals.beat(connection)
         self._parts.fleet_stats.beat(connection)
+        self._parts.recordings.beat(connection)
 
     def measured(self, sent: float, reads: int) -> None:
         """Count the latency of some reads."""
@@ -118,6 +121,7 @@ class ConnectionEvents:
         self._parts.log.connected(connection, node)
         self._parts.elsewhere.connected(node)
         self._parts.fleet_log.arm()
+        self._parts.recordings.beat(connection)
         if self._parts.journal is not None:
             # Again: another process may have created the file since the last connection was lost.
             self._parts.journal.mark_unread()

@@ -13,6 +13,7 @@ from magnus_cache._engine.coordination.fleet_stats import FleetStats
 from magnus_cache._engine.coordination.generations import OutageGenerations
 from magnus_cache._engine.coordination.invalidation import Invalidation
 from magnus_cache._engine.coordination.jobs import Jobs
+from magnus_cache._engine.coordination.recordings import Recordings
 from magnus_cache._engine.coordination.replay import Replayer
 from magnus_cache._engine.outage.breaker import Breaker
 from magnus_cache._engine.outage.outbox import Outbox
@@ -53,6 +54,7 @@ class LifeCycle(Invalidation):
     log: ConnectionLog
     outbox: Outbox
     portal: BackgroundLoops
+    recordings: Recordings
     replayer: Replayer
     topology: Topology
 
@@ -89,6 +91,7 @@ class LifeCycle(Invalidation):
             await self.portal.aclose()
             if self.journal is not None:
                 await self.journal.aclose(CLOSE_TIMEOUT)
+            await self.recordings.aclose()
             while self.memory.shrink():
                 await turn()
         finally:
@@ -126,6 +129,7 @@ class LifeCycle(Invalidation):
             self.portal.close()
             if self.journal is not None:
                 self.journal.close(CLOSE_TIMEOUT)
+            self.recordings.close()
             while self.memory.shrink():
                 pass  # Between two calls, other threads can take the GIL.
         finally:
@@ -180,6 +184,7 @@ class LifeCycle(Invalidation):
         self.changes.stop()
         self.topology.stop()
         self.portal.end()
+        self.recordings.end()
         if self.journal is not None:
             self.journal.end()
         else:

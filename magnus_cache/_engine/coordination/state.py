@@ -31,6 +31,7 @@ from magnus_cache._engine.coordination.leases import Leases
 from magnus_cache._engine.coordination.life_cycle import LifeCycle
 from magnus_cache._engine.coordination.offline import OfflineBounds
 from magnus_cache._engine.coordination.own_writes import OwnWrites
+from magnus_cache._engine.coordination.recordings import Recordings
 from magnus_cache._engine.coordination.replay import Replayer
 from magnus_cache._engine.flights.flights import Flights
 from magnus_cache._engine.keys.names import Keyspace
@@ -194,6 +195,7 @@ class State(LifeCycle, OfflineBounds):
             self.client, names, lambda: self.fleet_stats.instance, self.topology.established, self.clock,
             enabled=settings.recorder_keys > 0 and self.endpoint is not None,
         )  # fmt: skip
+        self.recordings = Recordings(self, names)
         self.acts = Acts(self)
         # On a cluster, what a value stands on depends on its slot, too: there a read finds it out.
         own = OwnWrites(self.memory, self.client) if settings.tracking == "prefix" and not is_cluster else None
@@ -320,7 +322,7 @@ class State(LifeCycle, OfflineBounds):
             self.memory, self.flights, self.portal, self.stats, self.notices, self.breaker, self.outbox, self.epochs,
             self.leases, self.generations, self.abandoned, self.workers, self.epoch_renewals, self.topology,
             self.lane, self.replayer, self.fleet_stats, self.observers,
-            self.recorder, self.fleet_log, self.elsewhere, self.changes, self.jobs,
+            self.recorder, self.fleet_log, self.elsewhere, self.changes, self.jobs, self.recordings,
         ):  # fmt: skip
             own.reset()
         if self.journal is not None:

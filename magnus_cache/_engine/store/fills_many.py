@@ -18,7 +18,7 @@ from magnus_cache._engine.coordination.leases import Snapshot
 from magnus_cache._engine.redis.client_many import Filled
 from magnus_cache._engine.runtime.clock import MICROSECONDS
 from magnus_cache._engine.runtime.loop_end import cancel
-from magnus_cache._engine.runtime.observers import FillRefused, Stored
+from magnus_cache._engine.runtime.observers import FillRefused
 from magnus_cache._engine.store.lives import CalendarLife
 from magnus_cache._engine.store.writes import NOT_STORED, SAMPLED, milliseconds
 from magnus_cache._engine.store.writes_many import ManyWrites, Transaction, ValuesToWrite
@@ -148,7 +148,7 @@ class ManyFills(ManyWrites):
                 for name in stored:
                     self.state.outbox.overwritten(name, transaction.position)
             part.refs.counters.stores += len(stored)
-            self.tell_many(Stored, part.refs.namespace, "redis", True, len(stored))
+            self.tell_all_stored(transaction, filling.stored, loaded=True)
         overtaken = len(names) - len(stored) - len(refused)
         self.state.stats.fenced_loads += overtaken
         if overtaken:

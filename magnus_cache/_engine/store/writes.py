@@ -24,7 +24,7 @@ from magnus_cache._engine.memory.footprint import footprint, has_room, payload_k
 from magnus_cache._engine.policy.calendars import CalendarTtl
 from magnus_cache._engine.redis.retries import ask_again
 from magnus_cache._engine.runtime.clock import MICROSECONDS
-from magnus_cache._engine.runtime.observers import CacheEvent, FillRefused, Stored, WriteRefused
+from magnus_cache._engine.runtime.observers import FillRefused, WriteRefused
 from magnus_cache._engine.runtime.turns import at_once, in_turns
 from magnus_cache._engine.store.judge import judge
 from magnus_cache._engine.store.lives import CalendarLife, Life
@@ -138,7 +138,7 @@ class Writes(Removals):
         # A load through another connection may have read the old value before this write replaced it.
         self.state.flights.detach(ref.name)
         ref.counters.stores += 1
-        self.tell(Stored, ref, "redis")
+        self.tell_stored(ref, "redis", record, ttl)
         return True
 
     async def fill(self, ref: KeyRef, record: Record, payload: bytes, ttl: float | CalendarTtl, fence: Fence) -> bool:
@@ -166,11 +166,6 @@ class Writes(Removals):
         if fence.overtaken or here or self.state.reaches(ref.name):
             return "unkept" if here and not ref.namespace.l1 else "overtaken" if leased or here else "unleased"
         return "unconfirmed" if ref.namespace.l1 else "unkept"
-
-    def tell(self, kind: type[CacheEvent], ref: KeyRef, *fields: Any) -> None:
-        """Tell observers of something that happened to a value."""
-        if self.state.observers.active:
-            self.state.observers.about(kind, ref, *fields)
 
     async def _fill(self, ref: KeyRef, record: Record, payload: bytes, life: float | CalendarTtl, fence: Fence) -> bool:
         """Store a loaded value, as `fill` does."""
@@ -223,7 +218,7 @@ class Writes(Removals):
         if stored:
             self.state.outbox.overwritten(ref.name, fence.outbox_position)
             ref.counters.stores += 1
-            self.tell(Stored, ref, "redis", True)
+            self.tell_stored(ref, "redis", record, ttl, loaded=True)
         else:
             self.state.stats.fenced_loads += 1
         return stored
@@ -385,7 +380,7 @@ class Writes(Removals):
             self._memory.release(placeholder)
         ref.counters.stores += kept
         if kept:
-            self.tell(Stored, ref, "memory", not supersedes)
+            self.tell_stored(ref, "memory", record, ttl, loaded=not supersedes)
             if self.state.changes.active:
                 self.state.changes.kept(ref.name)
         return kept

@@ -357,7 +357,7 @@ class ManyWrites(Writes):
             # A load through another connection may have read an old value before this write replaced it.
             self.state.flights.detach_many(done.names)
             part.refs.counters.stores += len(done.names)
-            self.tell_many(observers.Stored, part.refs.namespace, "redis", False, len(done.names))
+            self.tell_all_stored(transaction, [each for each in range(len(part.names)) if each not in failed])
         stored = await self._write_each(part.only(refused)) if failed else True
         sent.popleft()
         return stored
@@ -366,6 +366,18 @@ class ManyWrites(Writes):
         """Tell observers of many values of a namespace, without their keys."""
         if self.state.observers.active:
             self.state.observers.tell(kind, str(namespace), None, *fields)
+
+    def tell_all_stored(self, transaction: Transaction, places: Sequence[int], *, loaded: bool = False) -> None:
+        """Tell observers of the values at some places, which are stored in Redis."""
+        part = transaction.part
+        if (log := self.state.observers.log) is not None:
+            for place in places:
+                payload = part.payloads[place]
+                kept = transaction.records
+                record = kept[place] if kept else Record(None, payload, len(payload), 0, 0, part.tags, transaction.cost)
+                value = observers.StoredValue(record, transaction.times[1][place], loaded)
+                log.stored(part.refs.ref(part.names[place]), value)
+        self.tell_many(observers.Stored, part.refs.namespace, "redis", loaded, len(places))
 
     def _give_up(self, sent: "deque[Transaction]") -> None:
         """Record what an interrupted call leaves behind: Redis may have these values or not."""
