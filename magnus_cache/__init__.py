@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from magnus_cache._engine.codec import register_type
     from magnus_cache._engine.coordination.health import Health, NodeHealth
     from magnus_cache._engine.flights.context import NOT_MODIFIED, CurrentLoad, current_load
+    from magnus_cache._engine.policy.budgets import Budget
     from magnus_cache._engine.policy.namespaces import (
         TTL_FOREVER,
         TTL_LONG,
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
         CacheArgumentError,
         CacheBatchEncodeError,
         CacheBatchError,
+        CacheBudgetError,
         CacheClosedError,
         CacheConflictError,
         CacheDeadlockError,
@@ -56,8 +58,10 @@ if TYPE_CHECKING:
         CacheTypeError,
         CacheUnavailableError,
         CacheValueTooLargeError,
+        RetryLater,
     )
     from magnus_cache.events import (
+        BudgetExceeded,
         CacheEvent,
         Cleared,
         Deleted,
@@ -71,6 +75,7 @@ if TYPE_CHECKING:
         OutageBegan,
         OutageEnded,
         PeerInvalidated,
+        SourcePaused,
         StaleServed,
         Stored,
         TagsInvalidated,
@@ -90,9 +95,12 @@ __all__ = [
     "TTL_REALTIME",
     "TTL_STATIC",
     "AsyncCacheManager",
+    "Budget",
+    "BudgetExceeded",
     "CacheArgumentError",
     "CacheBatchEncodeError",
     "CacheBatchError",
+    "CacheBudgetError",
     "CacheClosedError",
     "CacheConflictError",
     "CacheDeadlockError",
@@ -134,6 +142,8 @@ __all__ = [
     "OutageBegan",
     "OutageEnded",
     "PeerInvalidated",
+    "RetryLater",
+    "SourcePaused",
     "StaleServed",
     "Stored",
     "TagsInvalidated",
@@ -165,6 +175,7 @@ _HOMES: Final = {
         "current_load",
     ),
     "events": (
+        "BudgetExceeded",
         "CacheEvent",
         "Cleared",
         "Deleted",
@@ -178,6 +189,7 @@ _HOMES: Final = {
         "OutageBegan",
         "OutageEnded",
         "PeerInvalidated",
+        "SourcePaused",
         "StaleServed",
         "Stored",
         "TagsInvalidated",
@@ -191,6 +203,7 @@ _HOMES: Final = {
         "CacheArgumentError",
         "CacheBatchEncodeError",
         "CacheBatchError",
+        "CacheBudgetError",
         "CacheClosedError",
         "CacheConflictError",
         "CacheDeadlockError",
@@ -205,6 +218,7 @@ _HOMES: Final = {
         "CacheTypeError",
         "CacheUnavailableError",
         "CacheValueTooLargeError",
+        "RetryLater",
     ),
     "_engine.runtime.observers": ("Observation",),
     "_engine.store.explanation": ("Explanation", "KeyEvent"),
@@ -221,6 +235,7 @@ _HOMES: Final = {
         "get_async_cache_manager",
         "get_cache_manager",
     ),
+    "_engine.policy.budgets": ("Budget",),
     "_engine.policy.namespaces": (
         "TTL_FOREVER",
         "TTL_LONG",

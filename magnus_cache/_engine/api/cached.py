@@ -25,6 +25,7 @@ from magnus_cache._engine.keys.partials import method_of
 from magnus_cache._engine.keys.versions import Version, checked_version
 from magnus_cache._engine.loading.request import LoadRequest
 from magnus_cache._engine.memory.entry import Entry
+from magnus_cache._engine.policy.budgets import AnyBudget, BudgetRules, checked_budget
 from magnus_cache._engine.policy.function_tags import function_tag, with_function_tag
 from magnus_cache._engine.policy.modes import Mode
 from magnus_cache._engine.policy.options import AnyTtl, LoadOptions, check_callable, validate_ttl
@@ -44,6 +45,7 @@ __all__ = [
     "decorator_for",
     "load_options_factory",
     "make_decorator",
+    "with_budget",
 ]
 
 _MEMO: Final = 8_192
@@ -68,6 +70,23 @@ def load_options_factory(
         check_tags(tags)
     LoadOptions(strict=strict)  # A mistake in it is to be told here.
     return lambda keys: LoadOptions(life, skip_if, TagRule(tags, keys.parameters) if tags else None, freshness, strict)
+
+
+def with_budget(make: LoadOptionsFactory, namespace: str, budget: AnyBudget) -> LoadOptionsFactory:
+    """Return what makes the load options of a function with a budget of its own.
+
+    :raises CacheArgumentError: naming `budget`, if it cannot be used.
+    """
+    checked = checked_budget(budget)
+    if checked is None:
+        return make
+
+    def made(keys: CallKeyBuilder) -> LoadOptions:
+        options = make(keys)
+        options.budgets = BudgetRules(f"{namespace!s}:{keys.name}()", checked)
+        return options
+
+    return made
 
 
 class KeyOptions(NamedTuple):
@@ -176,6 +195,8 @@ class FunctionCache:
         self.memo: dict[Any, KeyRef] = {}
         self.hits = None if keys.shape is None else FunctionMemo(keys.shape)
         engine.state.namespaces.watch(self)
+        if options.budgets is not None:
+            engine.state.sources.use()
 
     def ref(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> KeyRef:
         """Return where the value of a call lives; remember it by plain arguments."""

@@ -90,7 +90,7 @@ class _Search:
         self.missing: dict[bytes, BatchItem] = {}
         self._names: dict[Any, bytes] = {}
         self._values: dict[bytes, Any] = {}
-        self._stale: dict[bytes, Entry] = {}
+        self.stale: dict[bytes, Entry] = {}
 
     def add(self, items: Iterable[BatchItem]) -> None:
         """Add keys to the call.
@@ -125,13 +125,13 @@ class _Search:
             self._values[name] = value
             del self.missing[name]
         elif entry is not None and not entry.negative:
-            self._stale[name] = entry
+            self.stale[name] = entry
 
     def hold_back(self) -> Generator[None, None, None]:
         """Serve stale values, in steps, for keys whose load has just failed."""
         for count, (name, item) in enumerate(list(self.missing.items()), 1):
             if item.ref.freshness.grace:
-                value = self._engine.stale.stale_while_throttled(item.ref, self._stale.get(name))
+                value = self._engine.stale.stale_while_throttled(item.ref, self.stale.get(name))
                 if value is not MISS:
                     self._values[name] = value
                     del self.missing[name]
@@ -155,7 +155,7 @@ class _Search:
             error = errors.get(item.key)
             if error is None:
                 continue
-            if (value := self._engine.stale.stale_on_error(item.ref, error, self._stale.get(name))) is not MISS:
+            if (value := self._engine.stale.stale_on_error(item.ref, error, self.stale.get(name))) is not MISS:
                 values[name] = value
                 del errors[item.key]
         results = {key: values[name] for key, name in self._names.items() if name in values}
@@ -206,7 +206,7 @@ async def load_many(engine: Engine, request: BatchRequest) -> dict[Any, Any]:
         await in_turns(search.hold_back())
     if not search.missing:
         return await in_turns(search.results({}, {}))
-    request = request._replace(fresh=search.fresh)
+    request = request._replace(fresh=search.fresh, spare=engine.stale.have_stale(search.missing, search.stale))
     batch = Batch(engine.loads, request, call, _source(request.function or loader))
     return await in_turns(search.results(*await batch.run(list(search.missing.values()))))
 
@@ -237,7 +237,8 @@ def load_many_blocking(engine: Engine, request: BatchRequest) -> dict[Any, Any]:
     if not search.missing:
         return at_once(search.results({}, {}))
     wanted, source = list(search.missing.values()), _source(request.function or loader)
-    request = request._replace(fresh=search.fresh, blocks=running_loop())
+    spare = engine.stale.have_stale(search.missing, search.stale)
+    request = request._replace(fresh=search.fresh, blocks=running_loop(), spare=spare)
 
     def batch(call: CallLoader) -> Awaitable[tuple[dict[bytes, Any], dict[Any, Exception]]]:
         return Batch(engine.loads, request, call, source).run(wanted)

@@ -5,6 +5,7 @@ import inspect
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, TypeVar
 
+from magnus_cache._engine.policy.budgets import BudgetRules
 from magnus_cache._engine.policy.function_tags import with_function_tag
 from magnus_cache._engine.policy.namespaces import Namespace
 from magnus_cache._engine.policy.tags import TagRule, check_tags
@@ -101,9 +102,10 @@ class LoadOptions:
     :ivar strict: whether a value that cannot be stored is an error to the caller; None for the namespace's setting.
     :ivar function: the function that loads values, named in messages about values that cannot be stored.
     :ivar state_of: how fresh a stored value is for this call; None if its TTL alone decides.
+    :ivar budgets: the budgets of the function, in place of the namespace's; None for the namespace's.
     """
 
-    __slots__ = ("freshness", "function", "skip_if", "state_of", "strict", "tags", "ttl")
+    __slots__ = ("budgets", "freshness", "function", "skip_if", "state_of", "strict", "tags", "ttl")
 
     def __init__(
         self,
@@ -123,6 +125,7 @@ class LoadOptions:
         self.skip_if = skip_if
         self.tags = tags
         self.state_of: StateOf = None
+        self.budgets: BudgetRules | None = None
 
     def is_strict(self, namespace: Namespace) -> bool:
         """Return whether a value that cannot be stored is an error to the caller."""
