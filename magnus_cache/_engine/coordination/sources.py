@@ -108,7 +108,7 @@ class _Tokens:
             own = self._own.taken(self._sources.clock(), window)
             # Told at most once, or lost: rather too many than too few.
             return Ask(
-                self.budget.rate.count, window, owner, self._generation, self._unreported, own,
+                self.budget.rate.loads, window, owner, self._generation, self._unreported, own,
                 offset_of(self._sources.clock), loads,
             )  # fmt: skip
 
@@ -139,7 +139,7 @@ class _Tokens:
                     turns.append(0)
                 else:
                     before += load.tokens
-                    turns.append(due + window * ((before - 1) // rate.count))
+                    turns.append(due + window * ((before - 1) // rate.loads))
             return BucketReply(_ALONE, paused, 0, turns)
 
     async def state(self) -> SourceState:
@@ -151,7 +151,7 @@ class _Tokens:
         if not sources.enabled:
             with self._lock:
                 taken = self._own.taken(sources.clock(), returns_after(self.budget.rate.window))
-            return SourceState(sources.paused_for(self.name), max(0, self.budget.rate.count - taken))
+            return SourceState(sources.paused_for(self.name), max(0, self.budget.rate.loads - taken))
         waiter: asyncio.Future[BucketReply] = asyncio.get_running_loop().create_future()
         sources.client.take_tokens(self.key, self._asking(sources.next_owner(), ()), as_it_is, waiter)
         reply = await waiter

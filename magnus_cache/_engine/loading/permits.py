@@ -198,7 +198,7 @@ class Permits:
         :param ref: the reference of one of its keys.
         :raises CacheBudgetError: if it is held back for longer than its callers may wait.
         """
-        one = LoadRequest(ref, request.loader, request.options, spare=request.spare)  # type: ignore[arg-type]
+        one: LoadRequest[Any] = LoadRequest(ref, _unused, request.options, spare=request.spare)
         await self._pass(Turn(self._state, one, flights, began + self._patience(ref)))
 
     def _patience(self, ref: KeyRef) -> float:
@@ -229,6 +229,10 @@ class Permits:
             if self._state.observers.active:
                 self._state.observers.tell(SourcePaused, str(ref.namespace), source.name, later.seconds)
             await self._state.sources.pause(source, later.seconds)
+
+
+def _unused() -> None:
+    """Stand in for the loader of a batch."""
 
 
 @contextlib.contextmanager

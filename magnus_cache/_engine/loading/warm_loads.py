@@ -347,8 +347,8 @@ class WarmLoads:
         """Have a thread load a key, and further keys while that is fast: to go to a thread costs more than they do."""
         namespace = str(job.item.ref.namespace)
         for loaded, error, value, started in await self._loads.call(partial(self._called, job), namespace):
-            if isinstance(error, RetryLater):
-                await self._loads.permits.paused(loaded.item.ref, self._request.options, (loaded.flight,), error)
+            if isinstance(error, RetryLater) and (flight := loaded.flight) is not None:
+                await self._loads.permits.paused(loaded.item.ref, self._request.options, (flight,), error)
                 await self._load(loaded)
                 continue
             if error is None and inspect.isawaitable(value):

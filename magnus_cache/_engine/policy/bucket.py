@@ -22,9 +22,9 @@ def returns_after(window: float) -> float:
 
 def share_of(rate: Rate, processes: int) -> Rate:
     """Return the share of one of some processes: a whole number of loads, in a longer window if there are too few."""
-    if processes <= rate.count:
-        return Rate(rate.count // max(1, processes), rate.window)
-    return Rate(1, rate.window * processes / rate.count)
+    if processes <= rate.loads:
+        return Rate(rate.loads // max(1, processes), rate.window)
+    return Rate(1, rate.window * processes / rate.loads)
 
 
 class OwnTokens:
@@ -54,5 +54,5 @@ class OwnTokens:
     def due(self, now: float, rate: Rate, tokens: int) -> float:
         """Return the seconds until some tokens can be taken at a rate; 0 if they can be taken now."""
         window = returns_after(rate.window)
-        over = self.taken(now, window) + min(tokens, rate.count) - rate.count
+        over = self.taken(now, window) + min(tokens, rate.loads) - rate.loads
         return max(0.0, self._times[over - 1] + window - now) if over > 0 else 0.0

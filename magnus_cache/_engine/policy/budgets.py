@@ -32,7 +32,7 @@ _FIELD: Final = re.compile(r"\{([A-Za-z_][A-Za-z0-9_]*)\}")
 class Rate(NamedTuple):
     """How many loads may begin in any window."""
 
-    count: int
+    loads: int
     window: float
     """Seconds."""
 
@@ -106,7 +106,7 @@ class Source(NamedTuple):
     def tokens(self, keys: int) -> int:
         """Return how many tokens a load takes that loads some keys in one call."""
         budget = self.budget
-        return 1 if budget is None or not budget.per_key else max(1, min(keys, budget.rate.count))
+        return 1 if budget is None or not budget.per_key else max(1, min(keys, budget.rate.loads))
 
 
 class BudgetRules:

@@ -238,7 +238,7 @@ class Wanted(NamedTuple):
 class Ask(NamedTuple):
     """A request for the tokens of some loads of one owner, in their order; those of an earlier request are replaced."""
 
-    count: int
+    size: int
     """Tokens of a full bucket."""
     window: float
     """Seconds after which a token comes back."""
@@ -277,7 +277,7 @@ class BucketKeys:
         :raises CacheUnavailableError: at once, when Redis is known to be away or the queue is full.
         """
         words: list[bytes | int] = [
-            ask.count, _micros(ask.window), ask.owner, ask.known, ask.unreported, ask.own, _micros(ask.ahead),
+            ask.size, _micros(ask.window), ask.owner, ask.known, ask.unreported, ask.own, _micros(ask.ahead),
         ]  # fmt: skip
         for load in ask.loads:
             words += [load.tokens, load.rank, _micros(max(0.0, load.waited))]
