@@ -51,7 +51,7 @@ def main(count: int = _ENTRIES) -> None:
 
 
 def _fill(memory: LocalCache, name: bytes, number: int, size: int = 5) -> bool:
-    made: Entry = TaggedEntry("value", None, 1e12, _FOREVER, size, pack_facts(2**63 + number, 0, 5.0))
+    made: Entry = TaggedEntry("value", None, 1e12, _FOREVER, size, pack_facts(2**63 + number, 0, 1_764_300_000_000_000))
     assert isinstance(made, TaggedEntry)
     made.stamps, made.epoch, made.generation = _STAMPS, 10**15, memory.generation
     placeholder = memory.reserve(name)

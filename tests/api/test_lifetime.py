@@ -30,6 +30,8 @@ async def test_a_value_has_an_age_and_a_time_left(url: str) -> None:
             life = await cache.lifetime("t", "loaded")
             assert life is not None
             assert round(life.left) == 100
+            # A touched value is as old as before.
+            assert round(life.age) == 20
             await other.delete("t", "loaded")
             assert await cache.lifetime("t", "loaded") is None
             clock.advance(100)

@@ -2,7 +2,7 @@
 
 from typing import Any, Final
 
-from magnus_cache._engine.codec import envelope
+from magnus_cache._engine.codec import envelope, header_times
 from tests.support.guards import guard, put
 
 HERE: Final = "tests/codec/test_envelope.py"
@@ -25,3 +25,13 @@ def without_telling_one_tag_from_several() -> None:
         return found, place
 
     put(envelope, "_tags", tags)
+
+
+@guard(HERE)
+def without_an_end_for_which_the_beginning_is_exact() -> None:
+    put(header_times, "lived", lambda began, until: (until, (until - began) / 1e6))
+
+
+@guard(HERE)
+def without_a_bound_on_lives() -> None:
+    put(header_times, "as_of", lambda until, life: until - int(life * 1e6) if life == life else 0)

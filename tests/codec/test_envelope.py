@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from magnus_cache._engine.codec import envelope
+from magnus_cache._engine.codec import envelope, header_times
 from magnus_cache._engine.codec.envelope import (
     COMPRESSED,
     HEADER_BYTES,
@@ -268,3 +268,26 @@ def test_few_tags_are_remembered_as_they_are_stored() -> None:
         raw = pack(b"x", version=1, fresh_until=2, tags=[f"tag{number}"])
         assert envelope.unpack(raw, LIMIT)[3] == (f"tag{number}",)
     assert len(envelope._known_tags) <= 1_024
+
+
+@given(st.integers(0, 2**51), st.integers(1, 120 * 365 * 86_400 * 10**6))
+def test_a_header_says_exactly_when_the_load_began(began: int, micros: int) -> None:
+    end, life = header_times.lived(began, began + micros)
+    raw = pack(b"", version=1, fresh_until=end, life=life)
+    header = read_header(raw)
+    assert header_times.as_of(header.fresh_until, header.life) == began
+    assert micros - 1 - micros * 1.2e-7 <= end - began <= micros
+
+
+def test_a_whole_ttl_is_kept_as_it_is() -> None:
+    for seconds in (1, 60, 3_600, 86_400, 30 * 86_400):
+        assert header_times.lived(10**15, 10**15 + seconds * 10**6) == (10**15 + seconds * 10**6, float(seconds))
+
+
+@pytest.mark.parametrize("life", [0.0, -1.0, float("nan"), float("inf"), 3e38])
+def test_of_a_header_without_a_life_nothing_is_said(life: float) -> None:
+    assert header_times.as_of(10**15, life) == 0
+
+
+def test_no_load_began_before_the_epoch() -> None:
+    assert header_times.as_of(10**6, 100.0) == 0

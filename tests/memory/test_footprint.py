@@ -183,7 +183,7 @@ def test_an_entry_of_the_hot_table_takes_no_more_than_it_counts_for(count: int, 
     put(memory, b"first", Entry(None, b"", float("inf"), FOREVER, 0))
     tracemalloc.start()
     for number in range(count):
-        facts, deadline = pack_facts(2**63 + number, 0, 5.0), 1e6 + number
+        facts, deadline = pack_facts(2**63 + number, 0, 1_764_300_000_000_000), 1e6 + number
         made = (TaggedEntry if with_tag else Entry)(None, b"%020d" % number, deadline, FOREVER, 20, facts)
         if isinstance(made, TaggedEntry):
             made.stamps, made.epoch, made.generation = (), 10**15 + number, memory.generation

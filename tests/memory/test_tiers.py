@@ -78,8 +78,8 @@ def value_of(memory: LocalCache, name: bytes) -> object:
 def test_a_record_is_the_entry_again(with_tags: bool, encoded: bool) -> None:
     bases, trust, stamps = Bases(), Trust(5.0), [TagStamp("x"), TagStamp("y")]
     for more in (0, pack_windows(1.0, 2.0, negative=True), pack_windows(0.0, 1e9)):
-        for born in (None, 0.0, -3.5, 1e9):
-            facts = pack_facts((1 << 64) - 1, more, born)
+        for as_of in (0, 1, 1_764_300_000_000_000, (1 << 64) - 1):
+            facts = pack_facts((1 << 64) - 1, more, as_of)
             payload = b"payload" if encoded else None
             kind, size = (TaggedEntry, 7 + room(stamps)) if with_tags else (Entry, 7)
             made = kind(None if encoded else "payload", payload, 1.25, trust, size, facts)
@@ -90,7 +90,7 @@ def test_a_record_is_the_entry_again(with_tags: bool, encoded: bool) -> None:
             assert type(again) is kind
             assert again.payload == payload
             assert again.value == made.value
-            for fact in ("deadline", "version", "born", "negative", "fresh_until", "end", "trust", "generation"):
+            for fact in ("deadline", "version", "as_of", "negative", "fresh_until", "end", "trust", "generation"):
                 assert getattr(again, fact) == getattr(made, fact), fact
             if encoded:
                 assert (again.size, again.length) == (made.size, 7)
@@ -467,7 +467,9 @@ def test_a_record_takes_at_most_150_bytes_beyond_its_name_and_value() -> None:
     tracemalloc.start()
     before, _ = tracemalloc.get_traced_memory()
     for number, name in enumerate(names):
-        made = TaggedEntry("value", None, 2_000.0 + number / 1_000, FOREVER, 5, pack_facts(2**63 + number, 0, 5.0))
+        made = TaggedEntry(
+            "value", None, 2_000.0 + number / 1_000, FOREVER, 5, pack_facts(2**63 + number, 0, 1_764_300_000_000_000)
+        )
         made.stamps, made.epoch, made.generation = stamps, 10**15, 1
         put(memory, name, made)
         del made

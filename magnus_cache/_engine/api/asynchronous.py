@@ -38,7 +38,7 @@ from magnus_cache._engine.settings.keywords import SettingsOptions
 from magnus_cache._engine.store.batch_keys import RefMaker
 from magnus_cache._engine.store.lifetimes import Lifetime
 from magnus_cache._engine.store.reads_many import found_many, names_of
-from magnus_cache._engine.store.records import LARGE, MISS
+from magnus_cache._engine.store.records import LARGE, MISS, Began
 from magnus_cache.errors import CacheDecodeError, CacheUnavailableError
 from magnus_cache.freshness import NO_POLICY, FreshnessOptions
 
@@ -171,7 +171,7 @@ class AsyncCache(AsyncAtomic, AsyncAdministration):
 
         A large value is encoded in steps, and other tasks run between them. Do not change it before this returns.
         """
-        ref = self._reads.ref(namespace, key)
+        began, ref = Began(self._state.clock()), self._reads.ref(namespace, key)
         life = self._reads.ttl(ref) if ttl is None else seconds(ttl)
         names, payload = check_tags(tags), await self._reads.encode(ref, value)
         if self._state.mode is Mode.DISABLED:
@@ -179,7 +179,7 @@ class AsyncCache(AsyncAtomic, AsyncAdministration):
             await self._engine.remove((ref,))
             return False
         self._state.recorder.add_act(ref.name, "set")
-        return await self._writes.overwrite(ref, value, payload, life, names)
+        return await self._writes.overwrite(ref, value, payload, life, names, began)
 
     async def delete(self, namespace: str, key: Any) -> bool:
         """Remove a value everywhere; return whether there was one.
@@ -249,7 +249,7 @@ class AsyncCache(AsyncAtomic, AsyncAdministration):
         :param tags: names by which the value can be invalidated together with others, or a function of the value that
             returns them.
         :param skip_if: called with the loaded value; if it returns true, the value is not stored.
-        :param state_of: called with a stored value and the seconds since it was stored, infinity if that is not known;
+        :param state_of: called with a stored value and the seconds since its load began, infinity if that is not known;
             returns how fresh the value is for this call, a `FreshnessState`: ``FRESH``, ``EARLY`` (served, and
             refreshed in the background), ``STALE`` (served only if its load fails, or takes longer than the
             ``soft_timeout``), or ``GONE``.

@@ -46,7 +46,7 @@ from magnus_cache._engine.store.batch_keys import RefMaker
 from magnus_cache._engine.store.explanation import Explanation
 from magnus_cache._engine.store.lifetimes import Lifetime
 from magnus_cache._engine.store.reads_many import found_many_blocking
-from magnus_cache._engine.store.records import MISS, KeyRef
+from magnus_cache._engine.store.records import MISS, Began, KeyRef
 from magnus_cache.freshness import NO_POLICY, FreshnessOptions
 
 if TYPE_CHECKING:
@@ -155,7 +155,7 @@ class BlockingCache(BlockingAtomic):
 
         If a signal handler has interrupted the cache, the value is stored soon after, and the result is False.
         """
-        ref = self._reads.ref(namespace, key)
+        began, ref = Began(self._state.clock()), self._reads.ref(namespace, key)
         life = self._reads.ttl(ref) if ttl is None else seconds(ttl)
         # Encoded here, so that a large value does not hold up the loop that all threads share.
         names, payload = check_tags(tags), self._reads.encoded(ref, value)
@@ -164,10 +164,10 @@ class BlockingCache(BlockingAtomic):
             return False
         self._state.recorder.add_act(ref.name, "set")
         if self._deferred.writes:
-            self._deferred.write(ref, value, payload, life, names)
+            self._deferred.write(ref, value, payload, life, names, began)
             return False
         record = partial(self._deferred.record_overwritten, ref)
-        stored: bool = self._call_or(self._writes.overwrite, ref, value, payload, life, names, record=record)
+        stored: bool = self._call_or(self._writes.overwrite, ref, value, payload, life, names, began, record=record)
         return stored
 
     def delete(self, namespace: str, key: Any) -> bool:

@@ -1,17 +1,18 @@
 """`explain`: what the cache knows about one key, and why its value is served or not."""
 
+import math
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from magnus_cache._engine.api.history import history_of, writer_of
-from magnus_cache._engine.codec import encode, envelope, is_opaque, mismatch
+from magnus_cache._engine.codec import encode, envelope, header_times, is_opaque, mismatch
 from magnus_cache._engine.memory.entry import Entry
 from magnus_cache._engine.policy.function_tags import visible_tags
 from magnus_cache._engine.store.explanation import Explanation, duration_text
 from magnus_cache._engine.store.judge import Verdict, settled_verdict
 from magnus_cache._engine.store.local_values import shown_tags
 from magnus_cache._engine.store.reads import Reads
-from magnus_cache._engine.store.records import KeyRef, Record
+from magnus_cache._engine.store.records import KeyRef, Record, age_of
 from magnus_cache._engine.store.revalidation import tags_of
 from magnus_cache.errors import CacheDecodeError, CacheUnavailableError
 
@@ -99,7 +100,7 @@ def _local(reads: Reads, ref: KeyRef, entry: Entry | None, why: str) -> Explanat
     if namespace.offline is not None and state.endpoint is not None:
         left = state.generations.served_until(entry.trust, namespace.offline, ref.name) - now
         why += f", and memory may serve it for {duration_text(left)} more"
-    return _explanation(ref, entry, level, f"{verdict}; {why}", now)
+    return _explanation(reads, ref, entry, level, f"{verdict}; {why}")
 
 
 def _not_served(reads: Reads, ref: KeyRef, why: str) -> Explanation:
@@ -114,7 +115,7 @@ def _not_served(reads: Reads, ref: KeyRef, why: str) -> Explanation:
     if judged is Verdict.CUT_OFF and offline is not None:
         lost = duration_text(now - state.generations.served_until(entry.trust, offline, ref.name) + offline)
         problem = f"contact was lost {lost} ago, and namespace {str(namespace)!r} has offline={offline:g}"
-    return _explanation(ref, entry, None, f"in this process, but not served: {why}; {problem}", now)
+    return _explanation(reads, ref, entry, None, f"in this process, but not served: {why}; {problem}")
 
 
 def _stored_form(entry: Entry) -> bytes | None:
@@ -133,8 +134,9 @@ def _misread(ref: KeyRef, entry: Entry) -> str | None:
     return None if problem is None else f"a miss here: {problem}"
 
 
-def _explanation(ref: KeyRef, entry: Entry, level: str | None, verdict: str, now: float) -> Explanation:
-    age = None if entry.born is None else max(0.0, now - entry.born)
+def _explanation(reads: Reads, ref: KeyRef, entry: Entry, level: str | None, verdict: str) -> Explanation:
+    now = reads.state.clock()
+    age = _known(age_of(entry.as_of, reads.state.topology.time_of(ref.name), now))
     payload = _stored_form(entry)
     opaque = payload is not None and is_opaque(payload)
     return Explanation(
@@ -142,6 +144,10 @@ def _explanation(ref: KeyRef, entry: Entry, level: str | None, verdict: str, now
         size=len(payload) if payload is not None and opaque else entry.length, tags=tuple(tags_of(entry)),
         opaque=opaque,
     )  # fmt: skip
+
+
+def _known(age: float) -> float | None:
+    return None if age == math.inf else age
 
 
 def _grace_left(ref: KeyRef, entry: Entry, now: float) -> float:
@@ -206,7 +212,8 @@ async def _in_redis(reads: Reads, wire: "Connection", ref: KeyRef, raw: bytes | 
         served, verdict = False, f"a miss here: {problem}"
     return replace(
         unknown, level="l2" if served else None, verdict=verdict, opaque=opaque,
-        age=header.life - left if header.life else None, left=left, epoch=header.epoch,
+        age=_known(age_of(header_times.as_of(header.fresh_until, header.life), wire.time, now)), left=left,
+        epoch=header.epoch,
         lowest_valid_epoch=lowest_valid, tags=tuple(tags), cost=header.cost, size=len(raw) - envelope.HEADER_BYTES,
         stored_by=await writer_of(reads.state, wire, header.version),
     )  # fmt: skip

@@ -13,7 +13,7 @@ from magnus_cache._engine.runtime.loops import check_loop
 from magnus_cache._engine.runtime.portal import NoThreadError
 from magnus_cache._engine.runtime.turns import Step, turn
 from magnus_cache._engine.store.batch_keys import RefMaker, are_distinct
-from magnus_cache._engine.store.records import KeyRef
+from magnus_cache._engine.store.records import Began, KeyRef
 from magnus_cache._engine.store.writes_many import ValuesToWrite
 
 __all__ = ["set_many", "set_many_blocking"]
@@ -102,6 +102,7 @@ class _Call:
         tags: str | Iterable[str],
     ) -> None:  # fmt: skip
         check_mapping(mapping)
+        self._began = Began(engine.state.clock())
         life, self._tags = None if ttl is None else seconds(ttl), check_tags(tags)
         self.items = list(mapping.items())
         self._coding = engine.reads
@@ -133,7 +134,7 @@ class _Call:
 
     def values(self) -> ValuesToWrite:
         """Return the values to write. Of two keys with the same name, the last one counts."""
-        values = ValuesToWrite(self.refs, self._names, self._values, self._payloads, self._ttl, self._tags)
+        values = ValuesToWrite(self.refs, self._names, self._values, self._payloads, self._ttl, self._tags, self._began)
         if are_distinct(key for key, _ in self.items):
             return values
         return values.only(list({name: place for place, name in enumerate(self._names)}.values()))

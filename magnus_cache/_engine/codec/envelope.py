@@ -2,8 +2,9 @@
 
 Layout, big-endian, `HEADER_BYTES` in all: magic (``c1 4d``; 0xc1 never begins msgpack), format version, CRC-32 of all
 that follows (u32), flags, unique version (u64), fresh-until (i64, microseconds of Redis' clock), epoch (u64), load cost
-(f32, seconds), life (f32, seconds that it was given), length of the body (u32). The length makes every truncation
-certain to be seen, the CRC every burst of up to 32 flipped bits. Neither is a signature.
+(f32, seconds), life (f32, seconds from when its load or write began to fresh-until), length of the body (u32). The
+length makes every truncation certain to be seen, the CRC every burst of up to 32 flipped bits. Neither is a signature.
+`header_times` says what fresh-until and life mean.
 
 The body is the payload; in front of it, if the value has tags, their number (u8) and each one's length (u16) and UTF-8;
 and between the two, if the value has a validator (such as an ETag), its length (u16) and UTF-8.
@@ -128,7 +129,7 @@ class Header(NamedTuple):
     cost: float
     """Seconds the load took, to single precision."""
     life: float
-    """Seconds the value was to live when it was written, to single precision; 0 if it is not known."""
+    """Seconds from when its load or write began to fresh-until, to single precision; 0 if that is not known."""
     size: int
     """Bytes of the body: tags, and the payload, compressed or not."""
 
@@ -145,7 +146,7 @@ class HeaderFields(TypedDict, total=False):
     cost: float
     """Seconds the load took."""
     life: float
-    """Seconds the value is to live."""
+    """Seconds from when its load or write began to fresh-until; see `header_times`."""
 
 
 def pack(
@@ -223,7 +224,7 @@ def renewed(raw: bytes, *, version: int, fresh_until: int, life: float) -> bytes
     :param raw: a sound value, see `read_header`.
     :param version: 64 bits, see `new_version`.
     :param fresh_until: microseconds of Redis' clock.
-    :param life: seconds the value is to live.
+    :param life: seconds from when its load or write began to the new end; see `header_times`.
     :raises CacheArgumentError: if a number does not fit its field.
     """
     _, flags, _, _, epoch, cost, _, size = HEADER_FIELDS.unpack_from(raw)

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from contextvars import ContextVar
-from typing import Any, Final, Never, cast
+from typing import Any, Final, Never, TypeVar, cast
 
 from magnus_cache._engine.runtime.switches import Switch
 from magnus_cache.errors import CacheArgumentError, CacheTypeError
@@ -17,8 +17,11 @@ __all__ = [
     "as_current_load",
     "current_load",
     "is_unmodified",
+    "modified",
     "not_modified_error",
 ]
+
+T = TypeVar("T")
 
 _LONGEST: Final = 4096
 """Bytes of a validator. An ETag is some dozens."""
@@ -49,6 +52,16 @@ Type checkers see the type `Never`, so that a function that returns it keeps its
 def is_unmodified(value: object) -> bool:
     """Return whether a loader returned `NOT_MODIFIED`."""
     return value is UNMODIFIED
+
+
+def modified(value: T) -> T:
+    """Return what a loader returned that replaces no value.
+
+    :raises CacheTypeError: for `NOT_MODIFIED`.
+    """
+    if value is UNMODIFIED:
+        raise not_modified_error()
+    return value
 
 
 class PreviousValue:

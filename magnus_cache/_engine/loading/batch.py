@@ -277,6 +277,10 @@ class Batch:
                 some, their = wanted.wanted()
                 keys += some
                 flights += their
+            now = self._loads.clock()
+            for flight in flights:
+                # The time spent waiting for other keys does not count as load time.
+                flight.began = now
             # A batch loader replaces no single value, even if it runs within the load of one.
             with as_current_load(CurrentLoad()):
                 answers = await self._permitted(keys, flights) if keys else {}

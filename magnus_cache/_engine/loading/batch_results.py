@@ -27,7 +27,7 @@ from magnus_cache._engine.runtime.turns import Step, turn
 from magnus_cache._engine.runtime.waiters import Failed, Loaded, Outcome
 from magnus_cache._engine.store.batch_keys import RefMaker
 from magnus_cache._engine.store.fills_many import Filling, FillOrigin
-from magnus_cache._engine.store.records import MISS
+from magnus_cache._engine.store.records import MISS, Began
 from magnus_cache._engine.store.writes_many import ValuesToWrite
 from magnus_cache.freshness import NO_POLICY
 
@@ -114,6 +114,7 @@ class BatchResults:
 
     :param source: identifies the batch loader.
     :param started: monotonic seconds when the load began.
+    :ivar began: when the load began whose values were taken last.
     """
 
     def __init__(
@@ -136,13 +137,19 @@ class BatchResults:
         self._ttl = 0.0 if callable(options.ttl) else options.seconds(None, loads.reads.ttl(ref))
         self._sent: deque[tuple[_Portion, Filling]] = deque()
         self._alone: dict[int, Any] = {}
+        self.began = Began(started)
 
     # -- values -----------------------------------------------------------------------------------------------------
 
     async def take(self, portion: Portion) -> None:
         """Store what the loader returned for some keys, and deliver it to all callers that wait for it."""
         places = self._load.places
-        self._cost = monotonic() - self._started if portion.seconds is None else portion.seconds
+        if portion.seconds is None:
+            self._cost = monotonic() - self._started
+            self.began = Began(self._load.group.flights[places[0]].began)
+        else:
+            self._cost = portion.seconds
+            self.began = Began(self._loads.clock() - portion.seconds)
         # Of a load by itself, an exception that is returned is a value, which cannot be stored.
         self._marks = portion.seconds is None
         if portion.numbers:
@@ -239,7 +246,9 @@ class BatchResults:
             if not portion.places:
                 return
             names = [load.items[place].ref.name for place in portion.places]
-        values = ValuesToWrite(self._refs, names, portion.values, portion.payloads, self._ttl, self._tags)
+        values = ValuesToWrite(
+            self._refs, names, portion.values, portion.payloads, self._ttl, self._tags, self.began
+        )  # fmt: skip
         origin = FillOrigin(load.acquirer.batch, load.acquirer.known, self._cost, self._request.fresh)
         leases = [load.lease(place) for place in portion.places]
         filling = await self._loads.writes.begin_fill(values, leases, origin)
@@ -286,9 +295,11 @@ class BatchResults:
 
     def _deliver(self, portion: _Portion) -> None:
         """Deliver values: the loader's own objects to the batch's caller, equal ones to the others."""
+        began = self.began
 
         def shared(number: int) -> Outcome:
-            loaded = LoadedValue(portion.values[number], portion.payloads[number], user_codec=self._ref.namespace.codec)
+            value, codec = portion.values[number], self._ref.namespace.codec
+            loaded = LoadedValue(value, portion.payloads[number], user_codec=codec, began=began)
             loaded.take()
             return Loaded(loaded)
 

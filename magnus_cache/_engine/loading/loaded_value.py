@@ -5,6 +5,7 @@ from typing import Generic, TypeVar
 
 from magnus_cache._engine import codec
 from magnus_cache._engine.runtime.turns import in_turns
+from magnus_cache._engine.store.records import Began
 from magnus_cache.errors import CacheDecodeError, CacheEncodeError
 
 __all__ = ["LoadedValue"]
@@ -19,14 +20,16 @@ class LoadedValue(Generic[T]):
     :param refusal: why it cannot be stored, or None.
     :param copies: copies for the further callers, if there is no payload.
     :param user_codec: that of the namespace, or None.
+    :ivar began: when the load that made it began; None if the loader left the value out.
     """
 
-    __slots__ = ("_own", "_payload", "_user_codec", "_value", "refusal")
+    __slots__ = ("_own", "_payload", "_user_codec", "_value", "began", "refusal")
 
     def __init__(
         self, value: T, payload: bytes | None, refusal: CacheEncodeError | None = None, copies: Sequence[T] = (), *,
-        user_codec: codec.Codec | None = None,
+        user_codec: codec.Codec | None = None, began: Began | None = None,
     ) -> None:  # fmt: skip
+        self.began = began
         self._user_codec = user_codec
         self._value = value
         self._payload = payload

@@ -14,8 +14,7 @@ from magnus_cache._engine.flights.context import (
     CURRENT,
     CurrentLoad,
     as_current_load,
-    is_unmodified,
-    not_modified_error,
+    modified,
 )
 from magnus_cache._engine.flights.flight import Flight
 from magnus_cache._engine.loading.acquire import LeaseAcquirer
@@ -43,7 +42,7 @@ from magnus_cache._engine.runtime.workers import is_async
 from magnus_cache._engine.store.fills_many import ManyFills
 from magnus_cache._engine.store.local_values import tagged
 from magnus_cache._engine.store.reads import Reads
-from magnus_cache._engine.store.records import MISS, KeyRef
+from magnus_cache._engine.store.records import MISS, Began, KeyRef
 from magnus_cache._engine.store.revalidation import tags_of
 from magnus_cache.errors import RetryLater
 from magnus_cache.freshness import NO_POLICY
@@ -96,7 +95,7 @@ class Loads:
         mode = state.mode if state.special else Mode.NORMAL
         if mode is Mode.DISABLED:
             with as_current_load(CurrentLoad()):
-                return LoadedValue(_modified(await self.call(request.loader, str(ref.namespace))), None)
+                return LoadedValue(modified(await self.call(request.loader, str(ref.namespace))), None)
         request = self._completed(request, mode)
         caller = self.joining.caller(request)
         if ref.namespace.local or self.flights.current(ref.name) is not None:
@@ -188,7 +187,7 @@ class Loads:
         mode = self._state.mode
         if mode is Mode.DISABLED:
             with as_current_load(CurrentLoad()):
-                return _modified(self.called_blocking(request.loader))
+                return modified(self.called_blocking(request.loader))
         check_waiting()
         request = self._completed(request, mode)
         caller = self.joining.caller(request)
@@ -317,7 +316,7 @@ class Loads:
         if payload is None and entry.shared and flight.waiter_count > (flight.loop is not None):
             # The other callers may have another policy than this one.
             payload = at_once(self._reads.payload_steps(entry))
-        return LoadedValue(opened, payload, user_codec=ref.namespace.codec)
+        return LoadedValue(opened, payload, user_codec=ref.namespace.codec, began=Began.elsewhere(entry.as_of))
 
     def count_load(self, request: LoadRequest[Any], started: float) -> float:
         """Count and record a load, and return its duration.
@@ -366,7 +365,8 @@ class Loads:
         if ttl is None:
             self._hold_back(ref, error)
         elif (record := error_record(self._reads, request, error, fence)) is not None and record.payload is not None:
-            await self._writes.fill(ref, record._replace(cost=monotonic() - started), record.payload, ttl, fence)
+            record = record._replace(cost=monotonic() - started, began=Began(fence.flight.began))
+            await self._writes.fill(ref, record, record.payload, ttl, fence)
 
     def _hold_back(self, ref: KeyRef, error: Exception) -> None:
         """Pause the loads of a key after an error, if a stale value can be served meanwhile."""
@@ -397,13 +397,13 @@ class Loads:
             raise prepared.error
         ref, rule = request.ref, request.options.tags
         value, payload, tags, record = prepared.value, prepared.payload, prepared.tags, prepared.record
-        look, local = fence.flight.look, ref.namespace.local
+        look, local, began = fence.flight.look, ref.namespace.local, Began(fence.flight.began)
         look.tags = tags
         if rule is not None and rule.of_value is not None:
             await self.acquirer.register_tags(tags, fence)
         if payload is not None and record is not None:
             validator = load.validator if load is not None else None
-            record = record._replace(epoch=fence.epoch, cost=cost, validator=validator)
+            record = record._replace(epoch=fence.epoch, cost=cost, validator=validator, began=began)
             await self._writes.fill(ref, record, payload, prepared.ttl, fence)
         if (refusal := prepared.refusal) is not None:
             refusal = await self.unstorable.refused(request, value, refusal, fence)
@@ -416,13 +416,8 @@ class Loads:
         stored_or_shared = local or payload is not None
         copies = [] if stored_or_shared else await self.unstorable.copies(value, request.options, fence.flight)
         look.overtaken = bool(tags) and await self.acquirer.overtaken(ref, tags, prepared.known, fence)
-        return LoadedValue(value, None if local else payload, refusal, copies, user_codec=ref.namespace.codec)
-
-
-def _modified(value: T) -> T:
-    if is_unmodified(value):
-        raise not_modified_error()
-    return value
+        codec = ref.namespace.codec
+        return LoadedValue(value, None if local else payload, refusal, copies, user_codec=codec, began=began)
 
 
 async def _awaited(value: Awaitable[T]) -> T:

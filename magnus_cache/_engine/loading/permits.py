@@ -24,7 +24,7 @@ from magnus_cache._engine.runtime.observers import BudgetExceeded, SourcePaused,
 from magnus_cache._engine.store.records import KeyRef
 from magnus_cache.errors import CacheBudgetError, RetryLater
 
-__all__ = ["BudgetCheck", "Check", "Permits", "Turn"]
+__all__ = ["BudgetCheck", "Check", "Permits", "Turn", "source_of"]
 
 T = TypeVar("T")
 

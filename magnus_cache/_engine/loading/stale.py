@@ -6,7 +6,6 @@ once. Calls without a policy come here only to load.
 
 import asyncio
 import contextlib
-import math
 from collections.abc import Callable, Coroutine, Mapping
 from functools import partial
 from typing import Any, Final, TypeVar
@@ -21,7 +20,7 @@ from magnus_cache._engine.runtime.observers import CacheEvent, ErrorServed, Hit,
 from magnus_cache._engine.runtime.portal import NoThreadError
 from magnus_cache._engine.runtime.waiters import running_loop
 from magnus_cache._engine.store.reads import Reads
-from magnus_cache._engine.store.records import LARGE, MISS, KeyRef
+from magnus_cache._engine.store.records import LARGE, MISS, KeyRef, age_of
 from magnus_cache.errors import CacheBudgetError, CacheDeadlockError, CacheError, CacheTimeoutError, CacheTypeError
 from magnus_cache.freshness import Freshness, FreshnessState, classify
 
@@ -304,7 +303,7 @@ class StalePolicy:
         value = self._reads.opened_anyway(request.ref, entry) if opened is LARGE else opened
         if value is MISS:
             return request, state
-        age = math.inf if entry.born is None else max(0.0, self._state.clock() - entry.born)
+        age = age_of(entry.as_of, self._state.topology.time_of(request.ref.name), self._state.clock())
         judged = state_of(value, age)
         if not isinstance(judged, FreshnessState):
             raise CacheTypeError("state_of", f"it returns a FreshnessState, not {type(judged).__name__}")

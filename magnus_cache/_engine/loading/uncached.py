@@ -5,13 +5,13 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from magnus_cache._engine import codec
-from magnus_cache._engine.flights.context import CurrentLoad, as_current_load, is_unmodified, not_modified_error
+from magnus_cache._engine.flights.context import CurrentLoad, as_current_load, modified
 from magnus_cache._engine.flights.flight import Flight
 from magnus_cache._engine.loading.acquire import LeaseAcquirer
 from magnus_cache._engine.loading.loaded_value import LoadedValue
 from magnus_cache._engine.runtime.clock import MICROSECONDS, monotonic
 from magnus_cache._engine.runtime.portal import NoThreadError
-from magnus_cache._engine.store.records import KeyRef
+from magnus_cache._engine.store.records import Began, KeyRef
 from magnus_cache.errors import CacheEncodeError
 
 __all__ = ["uncached"]
@@ -36,9 +36,7 @@ def uncached(
     flight.began = state.clock()
     started = monotonic()
     with as_current_load(CurrentLoad()):
-        value = call()
-    if is_unmodified(value):
-        raise not_modified_error()
+        value = modified(call())
     cost = monotonic() - started
     ref.counters.loads += 1
     ref.counters.load_micros += int(cost * MICROSECONDS)
@@ -47,4 +45,4 @@ def uncached(
     # If it cannot be encoded, the waiting callers share the object, as they would without a cache.
     with contextlib.suppress(CacheEncodeError):
         payload = codec.encode_by(ref.namespace.codec, value)
-    return LoadedValue(value, payload, user_codec=ref.namespace.codec)
+    return LoadedValue(value, payload, user_codec=ref.namespace.codec, began=Began(flight.began))

@@ -44,14 +44,12 @@ MOST_BYTES: Final = _SIZE_MASK // 2
 
 _SPAN_BITS: Final = 42
 _SPAN_MASK: Final = (1 << _SPAN_BITS) - 1
-_BORN_BITS: Final = 44
-_BORN_MASK: Final = (1 << _BORN_BITS) - 1
-_BORN_AT: Final = _SIZE_BITS + _VERSION_BITS
-_MORE_BITS: Final = _BORN_AT + _BORN_BITS
+_AS_OF_BITS: Final = 64
+_AS_OF_MASK: Final = (1 << _AS_OF_BITS) - 1
+_AS_OF_AT: Final = _SIZE_BITS + _VERSION_BITS
+_MORE_BITS: Final = _AS_OF_AT + _AS_OF_BITS
 _MORE_AT: Final = _MORE_BITS - _SIZE_BITS
 _FACTS_MASK: Final = (1 << _MORE_AT) - 1
-_BEFORE: Final = 1 << (_BORN_BITS - 1)
-"""Milliseconds that a value may be older than the monotonic clock, which starts at boot: two centuries."""
 
 
 class CodecBytes(bytes):
@@ -83,14 +81,14 @@ def pack_windows(fresh: float, stale: float, *, negative: bool = False) -> int:
     return (int(stale * 1000) << _SPAN_BITS | int(fresh * 1000)) << 1 | negative
 
 
-def pack_facts(version: int, more: int = 0, born: float | None = None) -> int:
+def pack_facts(version: int, more: int = 0, as_of: int = 0) -> int:
     """Return what an entry notes of its value beside the size, as one number.
 
     :param version: the unique version in its envelope, 64 bits.
     :param more: what `pack_windows` returns.
-    :param born: monotonic seconds at which the value was stored, if known.
+    :param as_of: when the load or write of the value began, in microseconds of Redis' clock, 64 bits; 0 if unknown.
     """
-    facts = version if born is None else (int(born * 1000.0) + _BEFORE) << _VERSION_BITS | version
+    facts = as_of << _VERSION_BITS | version
     return facts | more << _MORE_AT if more else facts
 
 
@@ -140,7 +138,7 @@ class Entry(float):
         self.value = value
         self.payload = payload
         self.trust = trust
-        # One int of 44 bytes instead of three that take 96 together; 56 bytes with windows after the deadline.
+        # One int of 48 bytes instead of three that take 96 together; 60 bytes with windows after the deadline.
         self._packed = facts << _SIZE_BITS | size
         self.encoded = None
         self.generation = self.place = 0
@@ -223,10 +221,9 @@ class Entry(float):
         return self._packed >> _SIZE_BITS & _VERSION_MASK
 
     @property
-    def born(self) -> float | None:
-        """Monotonic seconds at which any process stored the value, to a millisecond; None if unknown."""
-        since = self._packed >> _BORN_AT & _BORN_MASK
-        return (since - _BEFORE) / 1000 if since else None
+    def as_of(self) -> int:
+        """When the load or write of the value began, in any process, in microseconds of Redis' clock; 0 if unknown."""
+        return self._packed >> _AS_OF_AT & _AS_OF_MASK
 
     @property
     def negative(self) -> bool:

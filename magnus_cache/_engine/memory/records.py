@@ -32,9 +32,9 @@ _AT: Final = _HEAD.size
 _BASIS: Final = struct.Struct("<Q")
 _BASIS_AT: Final = 16
 _LIFE: Final = struct.Struct("<dq")
-_SHORT: Final = 14
+_SHORT: Final = 16
 """Bytes of an entry's facts without windows after the deadline."""
-_LONG: Final = 25
+_LONG: Final = 27
 _EPOCH: Final = 8
 _SIZE: Final = 5
 _TAGGED: Final = 1

@@ -39,8 +39,8 @@ SkipIf = Callable[[Any], bool] | None
 """Returns whether not to store a value; None stores every value."""
 
 StateOf = Callable[[Any, float], FreshnessState] | None
-"""Returns how fresh a stored value is for this call, given the seconds since it was stored; infinity if that is not
-known, as for values without an end."""
+"""Returns how fresh a stored value is for this call, given the seconds since its load began; infinity if that is not
+known."""
 
 
 def check_callable(function: object, argument: str) -> None:

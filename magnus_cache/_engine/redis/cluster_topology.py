@@ -8,7 +8,7 @@ import asyncio
 import math
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, cast
 
 from magnus_cache._engine.coherence.trust import Trust
 from magnus_cache._engine.outage.breaker import Breaker
@@ -188,6 +188,11 @@ class ClusterTopology(ClusterNodes):
     async def endpoints(self) -> "tuple[Endpoint, ...]":
         """Return the nodes that the settings name."""
         return self.deployment.endpoints
+
+    def _leading_to(self, key: bytes) -> "list[Wire]":
+        """Return the connections of all loops to the owner of a key: each node has a clock of its own."""
+        owner = self.view.map.owner(key_slot(key))
+        return [wire for wire in self._all() if owner is None or cast("ClusterWire", wire).node_id == owner.id]
 
     # -- all of them ------------------------------------------------------------------------------------------
 

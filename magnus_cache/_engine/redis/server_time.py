@@ -6,12 +6,13 @@ its own monotonic clock through `RedisTime`, rather too early than too late.
 
 import math
 import sys
+import time
 from typing import Final
 
-from magnus_cache._engine.runtime.clock import MICROSECONDS
+from magnus_cache._engine.runtime.clock import MICROSECONDS, Clock, offset_of
 from magnus_cache._engine.runtime.durations import LONGEST
 
-__all__ = ["RedisTime", "server_time"]
+__all__ = ["RedisTime", "host_time", "server_time"]
 
 _TIME_DIGITS: Final = 12
 """The most digits of a server's seconds: thousands of years, still exact as microseconds in a float."""
@@ -112,3 +113,13 @@ class RedisTime:
         """Return a monotonic time at or before the moment when the server's clock reads `server`."""
         offset, error, _ = self._estimate
         return (server - offset) / MICROSECONDS - error
+
+
+def host_time(clock: Clock) -> RedisTime:
+    """Return the clock of this host in place of a server's, for a cache that has not met its server, or has none.
+
+    No other host's clock is ever compared with it: what a process keeps by this clock stays in its memory.
+    """
+    found, now = RedisTime(), clock()
+    found.sample(now, now, int((time.time() + offset_of(clock)) * MICROSECONDS))
+    return found

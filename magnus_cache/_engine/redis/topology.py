@@ -9,11 +9,13 @@ import asyncio
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from importlib import import_module
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from magnus_cache._engine.coherence.epochs import ControlNames
 from magnus_cache._engine.outage.breaker import Breaker
 from magnus_cache._engine.redis.events import WireLimits, WireListener
+from magnus_cache._engine.redis.server_time import RedisTime, host_time
 from magnus_cache._engine.runtime.clock import Clock
 from magnus_cache._engine.runtime.critical import section
 from magnus_cache._engine.runtime.loop_end import call_on_loop
@@ -86,6 +88,7 @@ class Topology:
         self._lock = section()
         self._wires: dict[asyncio.AbstractEventLoop, Wire] = {}
         self._large: dict[asyncio.AbstractEventLoop, LargeWires] = {}
+        self._time: RedisTime | None = None
 
     # -- by key ---------------------------------------------------------------------------------------------
 
@@ -218,6 +221,22 @@ class Topology:
     def figures(self, now: float) -> dict[str, dict[str, Any]]:
         """Return the figures of each node by its address; nothing without a cluster."""
         return {}
+
+    def time_of(self, key: bytes) -> RedisTime:
+        """Return the clock of the server that has a key, as it was last known; from any thread, without I/O.
+
+        Until a server has told its time, the clock of this host.
+        """
+        known = [wire.time for wire in self._leading_to(key) if wire.time.known]
+        if known:
+            self._time = max(known, key=attrgetter("sampled"))
+        elif self._time is None:
+            self._time = host_time(self._clock)
+        return self._time
+
+    def _leading_to(self, key: bytes) -> "list[Wire]":
+        """Return the connections of all loops to the server of a key."""
+        return self.connections()
 
     def breaker_of(self, key: bytes) -> Breaker:
         """Return the breaker of the server of a key."""

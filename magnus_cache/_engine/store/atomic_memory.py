@@ -16,7 +16,7 @@ from magnus_cache._engine.memory.placeholder import Placeholder
 from magnus_cache._engine.runtime.observers import Stored
 from magnus_cache._engine.runtime.turns import at_once
 from magnus_cache._engine.store.local_values import tagged
-from magnus_cache._engine.store.records import MISS, KeyRef
+from magnus_cache._engine.store.records import MISS, Began, KeyRef
 from magnus_cache._engine.store.revalidation import tags_of
 from magnus_cache._engine.store.values import may_have
 from magnus_cache._engine.store.writes import Writes
@@ -115,7 +115,8 @@ class AtomicMemory:
             raise _unkept(ref)
         # No load that began before stores over it.
         self._writes.void_loads(ref)
-        entry = self._reads.entry(ref, record, found.trust, (now + ttl, now, now), known)
+        as_of = Began(now).told(self._state.topology.time_of(ref.name))
+        entry = self._reads.entry(ref, record, found.trust, (now + ttl, now, as_of), known)
         if old is not None:
             stored = self._memory.replace(ref.name, old, entry)
             if stored:

@@ -26,7 +26,7 @@ from random import random
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from magnus_cache._engine import codec
-from magnus_cache._engine.codec import envelope
+from magnus_cache._engine.codec import envelope, header_times
 from magnus_cache._engine.codec.envelope import HEADER_BYTES, VERSION_AT
 from magnus_cache._engine.codec.versions import new_version
 from magnus_cache._engine.coordination.epoch_sync import UnsettledError
@@ -39,7 +39,7 @@ from magnus_cache._engine.runtime.turns import at_once
 from magnus_cache._engine.store.atomic_memory import AtomicMemory
 from magnus_cache._engine.store.fills_many import ManyFills
 from magnus_cache._engine.store.orders import Order
-from magnus_cache._engine.store.records import MISS, KeyRef, Record
+from magnus_cache._engine.store.records import MISS, Began, KeyRef, Record
 from magnus_cache._engine.store.stored_values import StoredValue, judged, opened, settled, still_valid, stored_value
 from magnus_cache._engine.store.writes import SAMPLED, milliseconds
 from magnus_cache.errors import CacheConflictError, CacheMissingError, CacheTypeError, CacheUnavailableError
@@ -113,10 +113,10 @@ class AtomicWrites(ManyFills):
                 if await self.reads.look(other) is not None:
                     return False
             ref = ref.others[0]
-        wire = self.state.client.connection(ref.name)
+        began, wire = Began(self._clock()), self.state.client.connection(ref.name)
         ttl = lifetime(ttl, ref.freshness.jitter, random)
         if wire is not None and not ref.namespace.local:
-            record = at_once(self.record_steps(ref, value, payload, tags))
+            record = at_once(self.record_steps(ref, value, payload, tags))._replace(began=began)
             try:
                 return await self._add(ref, record, payload, ttl)
             except CacheUnavailableError as error:
@@ -330,9 +330,11 @@ class AtomicWrites(ManyFills):
     async def _increment(self, wire: "Connection", ref: KeyRef, change: Change, reject: bytes, lowest: int) -> Attempt:
         """Send an increment, once."""
         ttl = lifetime(change.ttl, ref.freshness.jitter, random)
+        now = wire.time.at(self._clock())
+        until, lives = header_times.lived(now, now + int(ttl * MICROSECONDS))
         created = b"" if not change.create else envelope.pack(
             codec.encode(change.initial + change.delta), version=new_version(), epoch=self.state.epochs.highest,
-            fresh_until=wire.time.at(self._clock()) + int(ttl * MICROSECONDS), life=ttl,
+            fresh_until=until, life=lives,
         )  # fmt: skip
         life = milliseconds(ttl + ref.freshness.grace)
         request = Increment(reject, created, life, lowest, change.delta, new_version())

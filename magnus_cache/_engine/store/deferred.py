@@ -18,7 +18,7 @@ from magnus_cache._engine.runtime.loop_end import end_with_loop
 from magnus_cache._engine.runtime.portal import NoThreadError
 from magnus_cache._engine.store.clears import Clears
 from magnus_cache._engine.store.local_writes import count_here
-from magnus_cache._engine.store.records import KeyRef
+from magnus_cache._engine.store.records import Began, KeyRef
 from magnus_cache._engine.store.writes_many import ManyWrites
 from magnus_cache.errors import CacheError
 
@@ -51,10 +51,12 @@ class Deferred:
         portal = self._state.portal
         return portal.engaged or portal.inside
 
-    def write(self, ref: KeyRef, value: Any, payload: bytes, ttl: float, tags: tuple[str, ...]) -> None:
+    def write(
+        self, ref: KeyRef, value: Any, payload: bytes, ttl: float, tags: tuple[str, ...], began: Began
+    ) -> None:  # fmt: skip
         """Store a value soon, and forget the old one now; see `Writes.overwrite`."""
         self._forget((ref,))
-        self._later(f"set {_shown(ref)}", partial(self._writes.overwrite, ref, value, payload, ttl, tags))
+        self._later(f"set {_shown(ref)}", partial(self._writes.overwrite, ref, value, payload, ttl, tags, began))
 
     def remove(self, refs: Sequence[KeyRef]) -> int:
         """Forget values now and remove them everywhere soon; return how many this process had."""

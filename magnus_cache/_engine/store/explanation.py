@@ -45,7 +45,7 @@ class Explanation:
     :ivar name: the value's full name in Redis.
     :ivar level: where a `get` would find the value now: ``"l1"``, ``"l2"``, or None for a miss.
     :ivar verdict: what is stored, or why the key is a miss, in words.
-    :ivar age: seconds since the value was stored, or None if this is not known.
+    :ivar age: seconds since the load or the `set` of the value began, or None if this is not known.
     :ivar left: remaining TTL in seconds, or None.
     :ivar epoch: the highest epoch that the loading process had seen before the load, or None.
     :ivar lowest_valid_epoch: the lowest epoch of a valid value of this key, or None.

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
-from magnus_cache._engine.codec import envelope
+from magnus_cache._engine.codec import envelope, header_times
 from magnus_cache._engine.codec.versions import new_version
 from magnus_cache._engine.coordination.lease_batch import BatchLease, LeaseBatch
 from magnus_cache._engine.coordination.leases import Snapshot
@@ -162,14 +162,14 @@ class ManyFills(ManyWrites):
         """Store values again whose ends are wrong: the answer shows that the server's clock was set meanwhile."""
         transaction = filling.transaction
         part, now = transaction.part, transaction.wire.time.at(self._clock())
-        names, lives = part.names, transaction.times[1]
+        names, ttls, as_of = part.names, transaction.times[1], min(now, part.began.told(transaction.wire.time))
         self._memory.invalidate_many([names[place] for place in stored])
         try:
             for place in stored:
-                raw, life = filling.raws[place], lives[place]
-                version, until = new_version(), now + int(life * MICROSECONDS)
-                again = envelope.renewed(raw, version=version, fresh_until=until, life=life)
-                expiry = milliseconds(life + part.refs.freshness.grace)
+                raw, ttl = filling.raws[place], ttls[place]
+                until, life = header_times.lived(as_of, now + int(ttl * MICROSECONDS))
+                again = envelope.renewed(raw, version=new_version(), fresh_until=until, life=life)
+                expiry = milliseconds(ttl + part.refs.freshness.grace)
                 await self.state.client.replace(names[place], raw[: envelope.HEADER_BYTES], again, expiry)
         except CacheUnavailableError:
             return  # As in `Writes`: they end at another time than they should.

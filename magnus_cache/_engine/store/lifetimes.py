@@ -1,16 +1,17 @@
 """`ttl`, `lifetime` and `touch`: the seconds that a stored value has left, its age, and a new TTL for it."""
 
 import asyncio
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from magnus_cache._engine.codec import envelope
+from magnus_cache._engine.codec import envelope, header_times
 from magnus_cache._engine.codec.versions import new_version
 from magnus_cache._engine.memory.entry import Entry, pack_windows
 from magnus_cache._engine.redis.retries import ask_twice
 from magnus_cache._engine.runtime.clock import MICROSECONDS
-from magnus_cache._engine.store.records import KeyRef
+from magnus_cache._engine.store.records import KeyRef, age_of
 from magnus_cache._engine.store.stored_values import COPY_HERE, stored_value
 from magnus_cache._engine.store.writes import Writes, milliseconds
 from magnus_cache.errors import CacheUnavailableError
@@ -25,9 +26,9 @@ _REPLACEMENTS: Final = 5
 
 
 class Lifetime(NamedTuple):
-    """How long a value has been stored, and how long it will be, by the clock of Redis; no host's clock counts.
+    """How old a value is, and how long it will be kept, by the clock of Redis; no host's clock counts.
 
-    :ivar age: seconds since the value was stored, by any process.
+    :ivar age: seconds since the load or the `set` of the value began, in any process, as `Stamped.age`.
     :ivar left: remaining TTL in seconds; below zero for a stale value within its grace.
     """
 
@@ -75,7 +76,8 @@ class Lifetimes:
         if entry is None or entry.negative:
             return None
         now = self._clock()
-        return Lifetime(0.0 if entry.born is None else max(0.0, now - entry.born), entry.fresh_until - now)
+        age = age_of(entry.as_of, self._state.topology.time_of(ref.name), now)
+        return Lifetime(0.0 if age == math.inf else age, entry.fresh_until - now)
 
     async def prolong(self, ref: KeyRef, ttl: float) -> bool:
         """Give a stored value a new TTL, counted from now; return whether there was a value.
@@ -138,21 +140,23 @@ class Lifetimes:
             stored = await stored_value(self._writes, wire, ref)
             if stored is None:
                 return False
-            raw, fresh_until = stored.raw, wire.time.at(self._clock()) + int(ttl * MICROSECONDS)
-            version = new_version()
+            raw, until = stored.raw, wire.time.at(self._clock()) + int(ttl * MICROSECONDS)
+            # The value is none the younger for it.
+            began = header_times.as_of(stored.fresh_until, stored.life)
+            until, life = header_times.lived(began, until) if began else (until, 0.0)
             renew: Callable[[], bytes] = partial(
-                envelope.renewed, stored.plain, version=version, fresh_until=fresh_until, life=ttl
+                envelope.renewed, stored.plain, version=new_version(), fresh_until=until, life=life
             )
             if ref.namespace.seal:
                 renew = self._writes.sealing(ref, renew)
             again = await self._writes.off_loop(renew, len(raw), COPY_HERE)
-            before, life = raw[: envelope.HEADER_BYTES], milliseconds(ttl + ref.freshness.grace)
+            before, expiry = raw[: envelope.HEADER_BYTES], milliseconds(ttl + ref.freshness.grace)
             # A read that was queued before would store the old end in memory after this. The entry itself stays until
             # Redis answers: if Redis goes away instead, the entry is the only copy.
             self._memory.void(ref.name)
             try:
                 replaced = partial(self._replaced, ref.name)
-                if await self._state.client.replace(ref.name, before, again, life, replaced):
+                if await self._state.client.replace(ref.name, before, again, expiry, replaced):
                     break
             except asyncio.CancelledError:
                 # Whether the command was sent is unknown: the entry may have a later end than the value in Redis.

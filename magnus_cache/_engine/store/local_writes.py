@@ -98,7 +98,8 @@ class LocalWrites:
         judged = judge(record, ttl, ref.freshness, lowest_valid, wire.time.horizon, pending=False)
         if judged.serves and not state.epochs.overtaken(record.tags, fence.since):
             trust = self._trust(wire, ref, record.tags, now)
-            entry = self._reads.entry(ref, record, trust, (now + ttl, now, now), known)
+            as_of = 0 if record.began is None else record.began.told(state.topology.time_of(ref.name))
+            entry = self._reads.entry(ref, record, trust, (now + ttl, now, as_of), known)
             kept = state.memory.fill(watch.placeholder, entry)
         watch.close(filled=True)
         ref.counters.stores += kept

@@ -29,7 +29,8 @@ class Order(NamedTuple):
 class Sent(NamedTuple):
     """A value on its way to Redis.
 
-    :ivar times: its fresh-until in Redis' time, and its life in seconds.
+    :ivar times: its fresh-until in Redis' time, and its TTL in seconds.
+    :ivar as_of: when its load or write began, in Redis' time.
     :ivar since: see `Order`.
     """
 
@@ -38,3 +39,4 @@ class Sent(NamedTuple):
     record: Record
     times: tuple[int, float]
     since: int
+    as_of: int = 0

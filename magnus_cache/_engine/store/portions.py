@@ -20,12 +20,12 @@ from magnus_cache._engine.codec.envelope import (
     TAGGED,
     head_of,
 )
+from magnus_cache._engine.codec.header_times import LONGEST_LIFE
 from magnus_cache._engine.coherence.epoch_names import EpochNames
 from magnus_cache._engine.coherence.epochs import SMALL_BYTES
 from magnus_cache._engine.memory.entry import Entry, pack_facts
 from magnus_cache._engine.memory.placeholder import Placeholder
 from magnus_cache._engine.redis.exchange import ReadBatch
-from magnus_cache._engine.runtime.durations import LONGEST
 from magnus_cache._engine.store.batch_keys import trust_by_slot
 from magnus_cache._engine.store.batches import LEAST_LIFE, NEVER, bounds
 from magnus_cache._engine.store.reads import Reads
@@ -168,10 +168,13 @@ class Portion:
                     and size == len(raw) - HEADER_BYTES and crc(raw[SUMMED_FROM:]) == checksum
                 ):  # fmt: skip
                     deadline = end(fresh_until, life, now)
-                    born = deadline - life if life < LONGEST else None
+                    # `header_times.as_of`, written out.
+                    began = fresh_until - int(life * 1e6) if life < LONGEST_LIFE else 0
+                    if began < 0:
+                        began = 0
                     if not flags and epoch >= minimum:
                         answers[place] = Entry(
-                            None, raw[HEADER_BYTES:], deadline, trust, size, pack_facts(version, 0, born)
+                            None, raw[HEADER_BYTES:], deadline, trust, size, pack_facts(version, 0, began)
                         )
                         kept.append(place)
                         continue
@@ -179,7 +182,7 @@ class Portion:
                         payload = raw[HEADER_BYTES + len(head) :]
                         record = Record(None, payload, len(payload), version, epoch, names.tags)
                         known = generation, names.stamps
-                        answers[place] = reads.entry(ref, record, trust, (deadline, sent, born), known)
+                        answers[place] = reads.entry(ref, record, trust, (deadline, sent, began), known)
                         kept.append(place)
                         continue
             answers[place] = self._readable(ref, place, raw, connection, sent)

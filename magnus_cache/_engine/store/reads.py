@@ -13,7 +13,7 @@ from functools import partial
 from random import random
 from typing import TYPE_CHECKING, Final, TypeAlias
 
-from magnus_cache._engine.codec import envelope
+from magnus_cache._engine.codec import envelope, header_times
 from magnus_cache._engine.coherence.epochs import LARGE_BYTES, SMALL_BYTES
 from magnus_cache._engine.coherence.tag_stamps import room
 from magnus_cache._engine.coherence.trust import Trust
@@ -23,7 +23,6 @@ from magnus_cache._engine.memory.entry import PLAIN, TAGGED, Entry, ReferenceEnt
 from magnus_cache._engine.memory.placeholder import Placeholder
 from magnus_cache._engine.redis.lane_tickets import LongWay
 from magnus_cache._engine.redis.retries import ATTEMPTS
-from magnus_cache._engine.runtime.durations import LONGEST
 from magnus_cache._engine.runtime.portal import NoThreadError
 from magnus_cache._engine.store.batches import PAYLOAD, ValueBatches
 from magnus_cache._engine.store.fallback import Fallback
@@ -372,8 +371,8 @@ class Reads(Fallback):
             if placeholder is not None and (judged.is_invalidated or self._is_replaced(placeholder, record)):
                 self._memory.drop(placeholder)
             return None
-        born, trust = deadline - life if 0 < life < LONGEST else None, self.trust(connection, sent, ref)
-        entry = self.entry(ref, record, trust, (deadline, sent, born), (generation, stamps))
+        began, trust = header_times.as_of(fresh_until, life), self.trust(connection, sent, ref)
+        entry = self.entry(ref, record, trust, (deadline, sent, began), (generation, stamps))
         if placeholder is not None:
             self._memory.fill(placeholder, entry)
         return entry
@@ -401,7 +400,7 @@ class Reads(Fallback):
     def entry(self, ref: KeyRef, record: Record, trust: Trust, span: Lifespan, known: TagState) -> Entry:
         """Make an entry that is to be stored now, with the state of its tags from before its value was judged."""
         self.bound_entries(ref)
-        deadline, since, born = span
+        deadline, since, as_of = span
         generation, stamps = known
         freshness, more = ref.freshness, 0
         if freshness is not NO_POLICY:
@@ -412,7 +411,7 @@ class Reads(Fallback):
             deadline -= early
         if (cap := ref.namespace.l1_ttl) is not None and since + cap < deadline:
             deadline, more = since + cap, more & 1
-        facts = pack_facts(record.version, more, born)
+        facts = pack_facts(record.version, more, as_of)
         if not record.tags:
             plain = PLAIN[record.shared](record.value, record.payload, deadline, trust, record.size, facts)
             plain.encoded = record.encoded

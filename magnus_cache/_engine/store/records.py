@@ -1,15 +1,18 @@
 """Key references, records of values, and the MISS and LARGE sentinels."""
 
+import math
 from collections.abc import Sequence
-from typing import Any, Final, NamedTuple, TypeAlias
+from typing import Any, Final, NamedTuple, Self, TypeAlias
 
 from magnus_cache._engine.coherence.epoch_names import EpochNames
 from magnus_cache._engine.coherence.tag_stamps import TagStamp
 from magnus_cache._engine.policy.namespaces import Namespace
+from magnus_cache._engine.redis.server_time import RedisTime
+from magnus_cache._engine.runtime.clock import MICROSECONDS
 from magnus_cache._engine.runtime.stats import Counters
 from magnus_cache.freshness import NO_POLICY, Freshness
 
-__all__ = ["LARGE", "MISS", "KeyRef", "Large", "Lifespan", "Missing", "Record", "TagState"]
+__all__ = ["LARGE", "MISS", "Began", "KeyRef", "Large", "Lifespan", "Missing", "Record", "TagState", "age_of"]
 
 
 class Missing:
@@ -69,13 +72,47 @@ class KeyRef:
 
 # Plain tuples: each read makes one of both, and a named tuple takes ten times as long to make.
 
-Lifespan: TypeAlias = tuple[float, float, float | None]
-"""The life of a value in this process, in monotonic seconds: when the value becomes stale, from when on its life in
-this process counts, and when the value was stored, or None if this is not known."""
+Lifespan: TypeAlias = tuple[float, float, int]
+"""The life of a value in this process, in monotonic seconds: when the value becomes stale, and from when on its life in
+this process counts. And when its load or write began, in microseconds of Redis' clock; 0 if that is not known."""
 
 TagState: TypeAlias = tuple[int, Sequence[TagStamp]]
 """The memory's generation and the stamps of a value's tags. Take them before the value is judged: an invalidation that
 comes after the verdict then finds the entry older than itself."""
+
+
+class Began:
+    """When the load or the write of values of this process began.
+
+    :ivar at: monotonic seconds.
+    :ivar as_of: the same in microseconds of Redis' clock, as it is stored with the values; 0 until that is known.
+    """
+
+    __slots__ = ("as_of", "at")
+
+    def __init__(self, at: float, as_of: int = 0) -> None:
+        self.at = at
+        self.as_of = as_of
+
+    @classmethod
+    def elsewhere(cls, as_of: int) -> Self:
+        """Return when a load of another process began, which its value tells; its `at` is minus infinity."""
+        return cls(-math.inf, as_of)
+
+    def told(self, time: RedisTime) -> int:
+        """Return it in microseconds of Redis' clock, by the present estimate of that; it is remembered."""
+        self.as_of = as_of = max(0, time.at(self.at))
+        return as_of
+
+
+def age_of(as_of: int, time: RedisTime, now: float) -> float:
+    """Return the seconds since the load or write of a value began; infinity if that is not known.
+
+    :param as_of: when it began, in microseconds of Redis' clock; 0 if that is not known.
+    :param time: that clock.
+    :param now: monotonic seconds.
+    """
+    return max(0.0, (time.at(now) - as_of) / MICROSECONDS) if as_of else math.inf
 
 
 class Record(NamedTuple):
@@ -99,3 +136,5 @@ class Record(NamedTuple):
     """The payload of a decoded value, where memory may have to pack it; it counts for the size."""
     shared: bool = False
     """Whether the value is a mutable object that only callers may get whose namespace shares it."""
+    began: Began | None = None
+    """When the load or the write began; None for a value from Redis, whose header tells."""

@@ -21,13 +21,12 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from magnus_cache._engine.codec import envelope
+from magnus_cache._engine.codec import envelope, header_times
 from magnus_cache._engine.coherence.trust import Trust
 from magnus_cache._engine.coordination.epoch_sync import UnsettledError
 from magnus_cache._engine.coordination.state import State
 from magnus_cache._engine.memory.entry import Entry
 from magnus_cache._engine.memory.placeholder import Placeholder
-from magnus_cache._engine.runtime.durations import LONGEST
 from magnus_cache._engine.store.judge import settled_verdict
 from magnus_cache._engine.store.records import KeyRef, Lifespan, Record, TagState
 
@@ -156,5 +155,5 @@ class SettledReads(JointReads):
                 self._state.memory.drop(placeholder)
             return None
         trust = Trust(-math.inf, connection.trust.generation)
-        born = deadline - life if 0 < life < LONGEST else None
-        return self._reads.entry(ref, record, trust, (deadline, sent, born), stamps)
+        began = header_times.as_of(fresh_until, life)
+        return self._reads.entry(ref, record, trust, (deadline, sent, began), stamps)

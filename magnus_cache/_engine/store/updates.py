@@ -17,7 +17,7 @@ from magnus_cache._engine.runtime.loop_end import call_on_loop
 from magnus_cache._engine.runtime.turns import at_once, in_turns
 from magnus_cache._engine.store.atomic_memory import Found
 from magnus_cache._engine.store.atomic_writes import ATTEMPTS, AtomicWrites, maybe_done, pause
-from magnus_cache._engine.store.records import MISS, KeyRef
+from magnus_cache._engine.store.records import MISS, Began, KeyRef
 from magnus_cache._engine.store.stored_values import StoredValue, judged, opened, settled
 from magnus_cache.errors import CacheConflictError, CacheUnavailableError
 from magnus_cache.freshness import lifetime
@@ -134,7 +134,8 @@ class Update:
         steps = writes.record_steps(ref, value, payload, tags)
         record = await in_turns(steps) if len(payload) >= codec.LARGE else at_once(steps)
         # What invalidates the value that was read invalidates the new one.
-        record = record._replace(epoch=self._epoch if base is None else base.epoch)
+        epoch = self._epoch if base is None else base.epoch
+        record = record._replace(epoch=epoch, began=Began(self._asked))
         expected, asked = (self._raw or b"")[:HEADER_BYTES], self._state.clock()
         swapped = await writes.swapped(wire, ref, (record, payload, ttl), expected, absent=base is None)
         if swapped.unsure:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 from anyio import CapacityLimiter, to_thread
 
 from magnus_cache._engine import codec
-from magnus_cache._engine.codec import envelope
+from magnus_cache._engine.codec import envelope, header_times
 from magnus_cache._engine.codec.versions import new_version
 from magnus_cache._engine.coherence.trust import Trust, UnsharedTrust
 from magnus_cache._engine.coordination.generations import OfflineTrust
@@ -31,7 +31,7 @@ from magnus_cache._engine.store.local_values import tagged
 from magnus_cache._engine.store.local_writes import LocalWrites
 from magnus_cache._engine.store.orders import Order, Sent
 from magnus_cache._engine.store.reads import Reads
-from magnus_cache._engine.store.records import KeyRef, Record
+from magnus_cache._engine.store.records import Began, KeyRef, Record
 from magnus_cache._engine.store.removals import Removals
 from magnus_cache.errors import CacheUnavailableError
 from magnus_cache.freshness import lifetime
@@ -71,28 +71,36 @@ class Writes(Removals):
 
     # -- write ----------------------------------------------------------------------------------------------
 
-    async def overwrite(self, ref: KeyRef, value: Any, payload: bytes, ttl: float, tags: tuple[str, ...] = ()) -> bool:
+    async def overwrite(
+        self, ref: KeyRef, value: Any, payload: bytes, ttl: float, tags: tuple[str, ...] = (),
+        began: Began | None = None,
+    ) -> bool:  # fmt: skip
         """Store a value as `write` does, and void all loads of the value.
 
         Call it on a loop, not in a blocked thread, which may have interrupted a loop of its own that holds the lease.
         """
         self.state.forget_names([each.name for each in ref.others] if ref.others else (ref.name,))
-        return await self.write(ref, value, payload, ttl, tags)
+        return await self.write(ref, value, payload, ttl, tags, began)
 
-    async def write(self, ref: KeyRef, value: Any, payload: bytes, ttl: float, tags: tuple[str, ...] = ()) -> bool:
+    async def write(
+        self, ref: KeyRef, value: Any, payload: bytes, ttl: float, tags: tuple[str, ...] = (),
+        began: Began | None = None,
+    ) -> bool:  # fmt: skip
         """Store a value in Redis and in memory; return whether it is stored anywhere.
 
         :param ttl: seconds.
+        :param began: when the caller's call began; None for now.
         """
         if ref.others:
-            return await self.replaces(ref, self.write(ref.others[0], value, payload, ttl, tags))
-        since, tags = self.state.epochs.moment(), tagged(ref, tags)
+            return await self.replaces(ref, self.write(ref.others[0], value, payload, ttl, tags, began))
+        began, since, tags = began or Began(self._clock()), self.state.epochs.moment(), tagged(ref, tags)
         # Taken first: an invalidation that is recorded from here on is newer than this write, and stays recorded.
         position = self.state.outbox.position
         self._memory.invalidate(ref.name)
         wire = self.state.client.connection(ref.name)
         steps = self.record_steps(ref, value, payload, tags)
         record = await in_turns(steps) if len(payload) >= codec.LARGE else at_once(steps)
+        record = record._replace(began=began)
         ttl = lifetime(ttl, ref.freshness.jitter, random)
 
         def overtaken() -> bool:
@@ -255,10 +263,10 @@ class Writes(Removals):
             # The envelope has the value's end in Redis' time. A wire in use samples that clock all the time. Before a
             # wire is up, there is no sample; while it was idle, the server's clock may have been set.
             await wire.renew()
-        steps, fresh_until = wire.time.steps, wire.time.at(self._clock()) + int(ttl * MICROSECONDS)
+        steps, (as_of, fresh_until, life) = wire.time.steps, self._span(wire, record, ttl)
         pack: Callable[..., bytes] = partial(
             envelope.pack, payload, version=record.version, epoch=record.epoch, cost=record.cost,
-            life=ttl, tags=record.tags, compress=ref.namespace.compress, validator=record.validator,
+            tags=record.tags, compress=ref.namespace.compress, validator=record.validator,
             negative=record.negative,
         )  # fmt: skip
         ref.epoch_names.sized(len(payload))
@@ -267,30 +275,36 @@ class Writes(Removals):
             # It takes about a thirtieth of the time.
             pack, size = self.sealing(ref, pack), max(size, len(payload) >> 5)
         if size <= _COMPRESS_HERE:
-            raw = pack(fresh_until=fresh_until)
+            raw = pack(fresh_until=fresh_until, life=life)
         else:
-            raw = await self.off_loop(partial(pack, fresh_until=fresh_until), size)
+            raw = await self.off_loop(partial(pack, fresh_until=fresh_until, life=life), size)
         # Once more, right before the command is queued: a read that this process queued earlier would store the old
         # value in memory after the write, and Redis does not announce our own writes to us.
         self._memory.invalidate(ref.name)
         # As `expect` and `settle` do it.
         placeholder = self._memory.reserve(ref.name) if ref.namespace.l1 else None
-        receive = partial(self._stored, Sent(ref, placeholder, record, (fresh_until, ttl), order.since))
-        life = ttl if record.negative else ttl + ref.freshness.grace
+        receive = partial(self._stored, Sent(ref, placeholder, record, (fresh_until, ttl), order.since, as_of))
+        expiry = milliseconds(ttl if record.negative else ttl + ref.freshness.grace)
         try:
-            stored: bool = await order.send(raw, milliseconds(life), receive)
+            stored: bool = await order.send(raw, expiry, receive)
         finally:
             if placeholder is not None:
                 self._memory.release(placeholder)
         if stored and wire.time.steps != steps:
             # The answer shows that the server's clock was set meanwhile, so the end in the envelope is wrong.
-            fresh_until = wire.time.at(self._clock()) + int(ttl * MICROSECONDS)
-            again = await self.off_loop(partial(pack, fresh_until=fresh_until), size)
+            _, fresh_until, life = self._span(wire, record, ttl)
+            again = await self.off_loop(partial(pack, fresh_until=fresh_until, life=life), size)
             self._memory.invalidate(ref.name)
             with contextlib.suppress(CacheUnavailableError):
                 before = raw[: envelope.HEADER_BYTES]
-                await self.state.client.replace(ref.name, before, again, milliseconds(life))
+                await self.state.client.replace(ref.name, before, again, expiry)
         return stored
+
+    def _span(self, wire: "Connection", record: Record, ttl: float) -> tuple[int, int, float]:
+        """Return when the load or write of a value began, when it ends, in Redis' time, and its life for the header."""
+        now = wire.time.at(self._clock())
+        as_of = now if record.began is None else min(now, record.began.told(wire.time))
+        return as_of, *header_times.lived(as_of, now + int(ttl * MICROSECONDS))
 
     def sealing(self, ref: KeyRef, pack: Callable[..., bytes]) -> Callable[..., bytes]:
         """Return a function that seals what another one packs."""
@@ -312,7 +326,7 @@ class Writes(Removals):
 
     def _stored(self, write: "Sent", stored: bool, source: "Connection", sent: float) -> bool:
         """Return `stored`; keep a stored value in memory unless its key was touched. Runs inside the reader."""
-        ref, placeholder, record, times, since = write
+        ref, placeholder, record, times, since, as_of = write
         epochs = self.state.epochs
         # As `tag_state` does it.
         known, kept = (self._memory.generation, epochs.stamps(record.tags, ref.epoch_names)), False
@@ -326,7 +340,7 @@ class Writes(Removals):
         judged = judge(record, deadline - sent, ref.freshness, lowest_valid, source.time.horizon, pending)
         if stored and placeholder is not None and judged.serves:
             trust = self.reads.trust(source, sent, ref)
-            entry = self.reads.entry(ref, record, trust, (deadline, sent, sent), known)
+            entry = self.reads.entry(ref, record, trust, (deadline, sent, as_of), known)
             kept = self._memory.fill(placeholder, entry)
         if stored and not kept:
             # A read on another loop may have brought the old value into memory since the command was sent.
@@ -372,7 +386,7 @@ class Writes(Removals):
             trust = trust or self.state.local_trust(ref.namespace, ref.name)
             if ref.namespace.offline is not None and isinstance(trust, OfflineTrust) and trust.deadline <= now:
                 return False
-            entry = self.reads.entry(ref, record, trust, (now + ttl, now, now), known)
+            entry = self.reads.entry(ref, record, trust, (now + ttl, now, self._as_of(ref, record)), known)
             kept = self._memory.fill(placeholder, entry)
         finally:
             self._memory.release(placeholder)
@@ -380,6 +394,11 @@ class Writes(Removals):
         if kept:
             self.tell(Stored, ref, "memory", not supersedes)
         return kept
+
+    def _as_of(self, ref: KeyRef, record: Record) -> int:
+        """Return when the load or write of a value began, in Redis' time as this process knows it."""
+        began = record.began
+        return 0 if began is None else began.told(self.state.topology.time_of(ref.name))
 
     async def _keep_loaded(
         self, ref: KeyRef, record: Record, ttl: float, overtaken: Callable[[], bool], fence: Fence,

@@ -18,7 +18,7 @@ from random import random
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from magnus_cache._engine import codec
-from magnus_cache._engine.codec import envelope
+from magnus_cache._engine.codec import envelope, header_times
 from magnus_cache._engine.codec.envelope import Origin
 from magnus_cache._engine.codec.versions import new_version, new_versions
 from magnus_cache._engine.memory.placeholder import Placeholder
@@ -29,7 +29,7 @@ from magnus_cache._engine.runtime.loop_end import cancel, loop_task
 from magnus_cache._engine.runtime.turns import Step, at_once, turn
 from magnus_cache._engine.store.batch_keys import RefMaker, places_by_server, trust_by_slot
 from magnus_cache._engine.store.judge import judge
-from magnus_cache._engine.store.records import KeyRef, Record
+from magnus_cache._engine.store.records import Began, KeyRef, Record
 from magnus_cache._engine.store.writes import SAMPLED, Writes, milliseconds
 from magnus_cache.errors import CacheUnavailableError
 from magnus_cache.freshness import lifetime
@@ -61,6 +61,7 @@ class ValuesToWrite(NamedTuple):
     :ivar refs: makes their references.
     :ivar ttl: seconds.
     :ivar tags: the tags of each value.
+    :ivar began: when their load began, or the call that writes them.
     """
 
     refs: RefMaker
@@ -69,6 +70,7 @@ class ValuesToWrite(NamedTuple):
     payloads: Sequence[bytes]
     ttl: float
     tags: tuple[str, ...]
+    began: Began
 
     def part(self, start: int, end: int) -> "ValuesToWrite":
         """Return some of them."""
@@ -104,10 +106,10 @@ class ValuesToWrite(NamedTuple):
             yield self.part(start, end), small
             start = end
 
-    def items(self) -> "Iterator[tuple[KeyRef, Any, bytes, float, tuple[str, ...]]]":
+    def items(self) -> "Iterator[tuple[KeyRef, Any, bytes, float, tuple[str, ...], Began]]":
         """Yield the arguments of `Writes.write` for each value."""
         for name, value, payload in zip(self.names, self.values, self.payloads, strict=True):
-            yield self.refs.ref(name), value, payload, self.ttl, self.tags
+            yield self.refs.ref(name), value, payload, self.ttl, self.tags, self.began
 
 
 class Transaction:
@@ -138,7 +140,7 @@ class Transaction:
         self.steps = wire.time.steps
         self.unconfirmed: Sequence[int] = range(len(part.names))
         self.records: list[Record] = []
-        # For each value, its end in Redis' time, and its life in seconds.
+        # For each value, its end in Redis' time, and its TTL in seconds.
         self.times: tuple[list[int], list[float]] = [], []
         self.placeholders: list[Placeholder] = []
         self.waiter: asyncio.Future[Any] = wire.loop.create_future()
@@ -233,15 +235,18 @@ class ManyWrites(Writes):
         """
         part, wire, epoch = transaction.part, transaction.wire, transaction.epoch
         refs, names, payloads = part.refs, part.names, part.payloads
-        now, life, policy = wire.time.at(self._clock()), part.ttl, refs.freshness
+        now, ttl, policy = wire.time.at(self._clock()), part.ttl, refs.freshness
+        as_of = min(now, part.began.told(wire.time))
         if policy.jitter:
-            lives = [lifetime(life, policy.jitter, random) for _ in names]
-            ends = [now + int(each * MICROSECONDS) for each in lives]
-            expiries = [milliseconds(each + policy.grace) for each in lives]
+            ttls = [lifetime(ttl, policy.jitter, random) for _ in names]
+            spans = [header_times.lived(as_of, now + int(each * MICROSECONDS)) for each in ttls]
+            ends, lives = [end for end, _ in spans], [life for _, life in spans]
+            expiries = [milliseconds(each + policy.grace) for each in ttls]
         else:
-            lives, ends = [life] * len(names), [now + int(life * MICROSECONDS)] * len(names)
-            expiries = [milliseconds(life + policy.grace)] * len(names)
-        transaction.times = ends, lives
+            end, life = header_times.lived(as_of, now + int(ttl * MICROSECONDS))
+            ttls, ends, lives = [ttl] * len(names), [end] * len(names), [life] * len(names)
+            expiries = [milliseconds(ttl + policy.grace)] * len(names)
+        transaction.times = ends, ttls
         near = refs.namespace.l1
         if near:
             transaction.records = self._records(part, epoch, transaction.cost)
@@ -301,8 +306,8 @@ class ManyWrites(Writes):
         names = part.names
         known = self.reads.tag_state(ref, part.tags)
         # By the newest estimate of Redis' clock.
-        end, (until, lives) = connection.time.end, transaction.times
-        deadlines = [end(until[place], lives[place], sent) for place in places]
+        end, (until, ttls), as_of = connection.time.end, transaction.times, part.began.as_of
+        deadlines = [end(until[place], ttls[place], sent) for place in places]
         # As in `Writes`.
         pending = self.state.epochs.overtaken(part.tags, transaction.since)
         lowest_valid = self.state.epochs.lowest_valid(connection.known, ref.epoch_names, part.tags)
@@ -313,7 +318,7 @@ class ManyWrites(Writes):
             return False
         trust, make = self.reads.trust(connection, sent, ref), self.reads.entry
         entries = [
-            make(ref, records[place], trust, (deadline, sent, sent), known)
+            make(ref, records[place], trust, (deadline, sent, as_of), known)
             for place, deadline in zip(places, deadlines, strict=True)
         ]
         kept_for = ((names[place], ref.epoch_names, entry) for place, entry in zip(places, entries, strict=True))
