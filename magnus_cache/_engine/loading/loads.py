@@ -44,7 +44,7 @@ from magnus_cache._engine.store.local_values import tagged
 from magnus_cache._engine.store.reads import Reads
 from magnus_cache._engine.store.records import MISS, Began, KeyRef
 from magnus_cache._engine.store.revalidation import tags_of
-from magnus_cache.errors import RetryLater
+from magnus_cache.errors import CacheBudgetError, RetryLater
 from magnus_cache.freshness import NO_POLICY
 
 __all__ = ["LoadedValue", "Loads"]
@@ -359,14 +359,14 @@ class Loads:
             ref.name, "load failed", code_of(request.options.function), type(error).__name__
         )  # fmt: skip
         ref.counters.load_errors += 1
-        if freshness is NO_POLICY or fence.flight.loop_stopped:
+        if freshness is NO_POLICY or fence.flight.loop_stopped or isinstance(error, CacheBudgetError):
             return
         ttl = freshness.negative_ttl(error)
         if ttl is None:
             self._hold_back(ref, error)
-        elif (record := error_record(self._reads, request, error, fence)) is not None and record.payload is not None:
-            record = record._replace(cost=monotonic() - started, began=Began(fence.flight.began))
-            await self._writes.fill(ref, record, record.payload, ttl, fence)
+        elif (found := error_record(self._reads, request, error, fence)) is not None:
+            record = found[0]._replace(cost=monotonic() - started, began=Began(fence.flight.began))
+            await self._writes.fill(ref, record, found[1], ttl, fence)
 
     def _hold_back(self, ref: KeyRef, error: Exception) -> None:
         """Pause the loads of a key after an error, if a stale value can be served meanwhile."""

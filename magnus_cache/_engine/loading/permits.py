@@ -41,7 +41,8 @@ class Turn:
     :ivar ref: the reference of its value; of one of them, if there are several.
     :ivar options: of the load.
     :ivar flights: the loads that it is for.
-    :ivar spare: whether its callers have a stale value to serve: then it does not wait while one of them does.
+    :ivar spare: whether its callers have a stale value to serve: then it does not wait while one of them does, unless
+        they were to get the stale value at once in any case.
     :ivar until: monotonic second up to which it may wait.
     """
 
@@ -55,7 +56,7 @@ class Turn:
         self.ref: KeyRef = request.ref
         self.options: LoadOptions = request.options
         self.flights = flights
-        self.spare = request.spare
+        self.spare = request.spare and request.max_wait != 0
         self.until = until
         self.source = Source(str(request.ref.namespace), None)
 

@@ -13,8 +13,10 @@ from magnus_cache.errors import CacheValueTooLargeError
 __all__ = ["error_record"]
 
 
-def error_record(reads: Reads, request: LoadRequest[Any], error: Exception, fence: Fence) -> Record | None:
-    """Return what to store of a loader's error; None, after a warning, if it cannot be remembered."""
+def error_record(
+    reads: Reads, request: LoadRequest[Any], error: Exception, fence: Fence
+) -> tuple[Record, bytes] | None:
+    """Return what to store of a loader's error, and its bytes; None, after a warning, if it cannot be remembered."""
     ref, notices = request.ref, reads.state.notices
     # If tags depend on the value, the error has none, and no invalidation of a tag would reach it.
     payload = None if fence.flight.look.tags is None else encode_error(error)
@@ -32,4 +34,4 @@ def error_record(reads: Reads, request: LoadRequest[Any], error: Exception, fenc
     except CacheValueTooLargeError as too_large:
         notices.warn(f"size:{ref.namespace}", f"not remembered: {too_large}")
         return None
-    return Record(None, payload, len(payload), new_version(), tags=request.tags, negative=True)
+    return Record(None, payload, len(payload), new_version(), tags=request.tags, negative=True), payload

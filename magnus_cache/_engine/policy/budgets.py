@@ -15,7 +15,7 @@ from magnus_cache.errors import CacheArgumentError, CacheTypeError
 
 __all__ = ["AnyBudget", "Budget", "BudgetRules", "Rate", "Source", "checked_budget", "parsed_rate", "window_of"]
 
-_MOST: Final = 100_000
+_MOST: Final = 10_000
 """Loads of one window: Redis keeps the time of each."""
 
 _LONGEST: Final = 31 * 86_400.0
