@@ -17,7 +17,9 @@ from magnus_cache._engine.api.many import as_list, load_many, locator
 from magnus_cache._engine.api.set_many import set_many
 from magnus_cache._engine.api.warming import ProgressCallback, WarmOptions, WarmReport, warm
 from magnus_cache._engine.codec import decode
+from magnus_cache._engine.loading.money import count_saved
 from magnus_cache._engine.loading.request import BatchLoader, BatchRequest, LoadRequest
+from magnus_cache._engine.policy.costs import AnyCost, checked_cost
 from magnus_cache._engine.policy.modes import Mode
 from magnus_cache._engine.policy.options import (
     AnyLoader,
@@ -229,18 +231,18 @@ class AsyncCache(AsyncAtomic, AsyncAdministration):
     async def get_or_set(
         self, namespace: str, key: Any, loader: Callable[[], Awaitable[T]], ttl: AnyTtl = None, tags: AnyTags = (),
         strict: bool | None = None, *, skip_if: SkipIf = None, state_of: StateOf = None, returns: Any = None,
-        **freshness: Unpack[FreshnessOptions],
+        cost: AnyCost = None, **freshness: Unpack[FreshnessOptions],
     ) -> T: ...  # fmt: skip
     @overload
     async def get_or_set(
         self, namespace: str, key: Any, loader: Callable[[], T], ttl: AnyTtl = None, tags: AnyTags = (),
         strict: bool | None = None, *, skip_if: SkipIf = None, state_of: StateOf = None, returns: Any = None,
-        **freshness: Unpack[FreshnessOptions],
+        cost: AnyCost = None, **freshness: Unpack[FreshnessOptions],
     ) -> T: ...  # fmt: skip
     async def get_or_set(
         self, namespace: str, key: Any, loader: AnyLoader[T], ttl: AnyTtl = None, tags: AnyTags = (),
         strict: bool | None = None, *, skip_if: SkipIf = None, state_of: StateOf = None, returns: Any = None,
-        **freshness: Unpack[FreshnessOptions],
+        cost: AnyCost = None, **freshness: Unpack[FreshnessOptions],
     ) -> T:  # fmt: skip
         """Return the stored value. If there is none, load and store it, once for all callers in the whole fleet.
 
@@ -258,6 +260,7 @@ class AsyncCache(AsyncAtomic, AsyncAdministration):
             the namespace's setting.
         :param freshness: options that replace those of the namespace's policy: ``grace``, ``soft_timeout``,
             ``hard_timeout``, ``early``, ``jitter``, ``retry``, ``negative``; see `Freshness`.
+        :param cost: what one load costs in money, or a function of the value; see `cached`.
         :raises CacheArgumentError: for a namespace, key, loader, ttl, tags or option that cannot be used.
         :raises CacheEncodeError: if the result cannot be stored, and `strict` is set.
         :raises CacheTimeoutError: after the policy's ``hard_timeout``, if there is no stale value.
@@ -270,6 +273,9 @@ class AsyncCache(AsyncAtomic, AsyncAdministration):
         ref = self._reads.ref(namespace, key, freshness)
         tag_rule = TagRule(tags)
         options = LoadOptions(validate_ttl(ttl), checked_skip(skip_if), tag_rule, strict=strict, function=loader)
+        if cost is not None:
+            options.priced(checked_cost(cost))
+            ref = ref.with_entry()
         names = tag_rule.of_call({})
         if state_of is not None:
             options.state_of = checked_state_of(state_of)
@@ -282,13 +288,17 @@ class AsyncCache(AsyncAtomic, AsyncAdministration):
                     value = await self._reads.open_anyway(ref, entry)
                 if value is not MISS:
                     ref.counters.l1_hits += 1
+                    if options.saves is not None:
+                        count_saved(ref.counters, options.saves, entry)
                     if self._state.observers.active:
                         self._state.observers.hit(ref, "l1")
                     return value  # type: ignore[no-any-return]  # what was stored is what the loader returned
             if ref.freshness is not NO_POLICY:
                 return await self._engine.stale.get(LoadRequest(ref, loader, options, names))
-            if (value := await self._reads.open(ref, await self._reads.read(ref))) is not MISS:
+            if (value := await self._reads.open(ref, entry := await self._reads.read(ref))) is not MISS:
                 ref.counters.l2_hits += 1
+                if options.saves is not None:
+                    count_saved(ref.counters, options.saves, entry)
                 if self._state.observers.active:
                     self._state.observers.hit(ref, "l2")
                 return value  # type: ignore[no-any-return]  # likewise
@@ -316,6 +326,7 @@ class AsyncCache(AsyncAtomic, AsyncAdministration):
     async def get_or_set_many(
         self, namespace: str, keys: Iterable[Any], batch_loader: BatchLoader, ttl: Duration | None = None,
         tags: AnyTags = (), *, skip_if: SkipIf = None, strict: bool | None = None, returns: Any = None,
+        cost: AnyCost = None,
     ) -> dict[Any, Any]:  # fmt: skip
         """Return the values by key, in the order of `keys`; load the missing ones in one call.
 
@@ -326,6 +337,7 @@ class AsyncCache(AsyncAtomic, AsyncAdministration):
         :param tags: names by which each value can be invalidated, or a function of the value that returns them.
         :param skip_if: called with each loaded value; if it returns true, the value is not stored.
         :param returns: the type of the values, or of the mapping; see `get_or_set`.
+        :param cost: what the load of one key costs in money, or a function of its value; see `cached`.
         :raises CacheArgumentError: for a namespace, key, loader, ttl or tags that cannot be used.
         :raises CacheBatchError: if some keys could not be loaded. It has the values of the others.
         :raises Exception: what the loader raises, if it was called for all keys without a value.
@@ -335,6 +347,7 @@ class AsyncCache(AsyncAtomic, AsyncAdministration):
             codec.register_hint(returns, batch_loader)
         life = None if ttl is None else seconds(ttl)
         options = LoadOptions(life, checked_skip(skip_if), TagRule(tags), strict=strict, function=batch_loader)
+        options.priced(checked_cost(cost))
         locate = locator(self._engine, namespace, options)
         return await load_many(self._engine, BatchRequest(as_list(keys, "keys"), locate, batch_loader, options))
 

@@ -21,8 +21,10 @@ from magnus_cache._engine.api.many import as_list, load_many_blocking, locator
 from magnus_cache._engine.api.scanning import scan
 from magnus_cache._engine.api.set_many import set_many_blocking
 from magnus_cache._engine.api.warming import ProgressCallback, WarmReport
+from magnus_cache._engine.loading.money import count_saved
 from magnus_cache._engine.loading.own_loop import wait_for
 from magnus_cache._engine.loading.request import BatchLoader, BatchRequest, LoadRequest
+from magnus_cache._engine.policy.costs import AnyCost, checked_cost
 from magnus_cache._engine.policy.modes import Mode
 from magnus_cache._engine.policy.options import (
     AnyLoader,
@@ -39,6 +41,7 @@ from magnus_cache._engine.policy.tags import AnyTags, TagRule, check_tags
 from magnus_cache._engine.runtime.annotations import readable
 from magnus_cache._engine.runtime.durations import Duration, seconds
 from magnus_cache._engine.runtime.fleet_totals import FleetProcess
+from magnus_cache._engine.runtime.ledger import LedgerBy, LedgerRow
 from magnus_cache._engine.runtime.portal import NoThreadError
 from magnus_cache._engine.runtime.stats import CacheStats
 from magnus_cache._engine.settings.keywords import SettingsOptions
@@ -206,18 +209,18 @@ class BlockingCache(BlockingAtomic):
     def get_or_set(
         self, namespace: str, key: Any, loader: Callable[[], Awaitable[T]], ttl: AnyTtl = None, tags: AnyTags = (),
         strict: bool | None = None, *, skip_if: SkipIf = None, state_of: StateOf = None, returns: Any = None,
-        **freshness: Unpack[FreshnessOptions],
+        cost: AnyCost = None, **freshness: Unpack[FreshnessOptions],
     ) -> T: ...  # fmt: skip
     @overload
     def get_or_set(
         self, namespace: str, key: Any, loader: Callable[[], T], ttl: AnyTtl = None, tags: AnyTags = (),
         strict: bool | None = None, *, skip_if: SkipIf = None, state_of: StateOf = None, returns: Any = None,
-        **freshness: Unpack[FreshnessOptions],
+        cost: AnyCost = None, **freshness: Unpack[FreshnessOptions],
     ) -> T: ...  # fmt: skip
     def get_or_set(
         self, namespace: str, key: Any, loader: AnyLoader[T], ttl: AnyTtl = None, tags: AnyTags = (),
         strict: bool | None = None, *, skip_if: SkipIf = None, state_of: StateOf = None, returns: Any = None,
-        **freshness: Unpack[FreshnessOptions],
+        cost: AnyCost = None, **freshness: Unpack[FreshnessOptions],
     ) -> T:  # fmt: skip
         """Do what `AsyncCache.get_or_set` does, in blocking code.
 
@@ -231,6 +234,9 @@ class BlockingCache(BlockingAtomic):
         ref = self._reads.ref(namespace, key, freshness)
         tag_rule = TagRule(tags)
         options = LoadOptions(validate_ttl(ttl), checked_skip(skip_if), tag_rule, strict=strict, function=loader)
+        if cost is not None:
+            options.priced(checked_cost(cost))
+            ref = ref.with_entry()
         if state_of is not None:
             options.state_of = checked_state_of(state_of)
             request = LoadRequest(ref, loader, options, tag_rule.of_call({}))
@@ -239,13 +245,17 @@ class BlockingCache(BlockingAtomic):
             entry = self._state.memory.hit(ref.name)
             if entry is not None and (value := self._reads.opened(ref, entry)) is not MISS:
                 ref.counters.l1_hits += 1
+                if options.saves is not None:
+                    count_saved(ref.counters, options.saves, entry)
                 if self._state.observers.active:
                     self._state.observers.hit(ref, "l1")
                 return value  # type: ignore[no-any-return]  # what was stored is what the loader returned
             if ref.freshness is not NO_POLICY:
                 return self._engine.stale.get_blocking(LoadRequest(ref, loader, options, tag_rule.of_call({})))
-            if (value := self._reads.opened(ref, self._reads.read_blocking(ref))) is not MISS:
+            if (value := self._reads.opened(ref, found := self._reads.read_blocking(ref))) is not MISS:
                 ref.counters.l2_hits += 1
+                if options.saves is not None:
+                    count_saved(ref.counters, options.saves, found)
                 if self._state.observers.active:
                     self._state.observers.hit(ref, "l2")
                 return value  # type: ignore[no-any-return]  # likewise
@@ -269,6 +279,7 @@ class BlockingCache(BlockingAtomic):
     def get_or_set_many(
         self, namespace: str, keys: Iterable[Any], batch_loader: BatchLoader, ttl: Duration | None = None,
         tags: AnyTags = (), *, skip_if: SkipIf = None, strict: bool | None = None, returns: Any = None,
+        cost: AnyCost = None,
     ) -> dict[Any, Any]:  # fmt: skip
         """Do what `AsyncCache.get_or_set_many` does, in blocking code.
 
@@ -282,6 +293,7 @@ class BlockingCache(BlockingAtomic):
             codec.register_hint(returns, batch_loader)
         life = None if ttl is None else seconds(ttl)
         options = LoadOptions(life, checked_skip(skip_if), TagRule(tags), strict=strict, function=batch_loader)
+        options.priced(checked_cost(cost))
         locate = locator(self._engine, namespace, options)
         self._state.check_open()
         return load_many_blocking(self._engine, BatchRequest(as_list(keys, "keys"), locate, batch_loader, options))
@@ -382,6 +394,11 @@ class BlockingCache(BlockingAtomic):
     def get_history(self, minutes: int = 60) -> list[CacheStats]:
         """Do what `AsyncCache.get_history` does, in blocking code."""
         found: list[CacheStats] = self._call_or(self._async.get_history, minutes)
+        return found or []
+
+    def get_ledger(self, days: int = 30, *, by: LedgerBy = "namespace") -> list[LedgerRow]:
+        """Do what `AsyncCache.get_ledger` does, in blocking code."""
+        found: list[LedgerRow] = self._call_or(partial(self._async.get_ledger, days, by=by))
         return found or []
 
     def get_processes(self) -> list[FleetProcess]:

@@ -65,6 +65,14 @@ class KeyRef:
             and not namespace.seal and namespace.codec is None
         )  # fmt: skip
 
+    def with_entry(self) -> "KeyRef":
+        """Return a reference whose reads return an entry, and never a payload alone."""
+        if not self.is_far:
+            return self
+        ref = KeyRef(self.namespace, self.name, self.counters, self.epoch_names, self.freshness)
+        ref.is_far = False
+        return ref
+
     def each(self) -> "tuple[KeyRef, ...]":
         """Return a reference for each name that the value may have."""
         return self.others or (self,)
@@ -138,3 +146,5 @@ class Record(NamedTuple):
     """Whether the value is a mutable object that only callers may get whose namespace shares it."""
     began: Began | None = None
     """When the load or the write began; None for a value from Redis, whose header tells."""
+    paid: int = 0
+    """Billionths of the money that the load has cost, if that depends on the value."""
