@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from magnus_cache._engine.coordination.health import Health, NodeHealth
     from magnus_cache._engine.coordination.recordings import AccessRecording
     from magnus_cache._engine.flights.context import NOT_MODIFIED, CurrentLoad, current_load
+    from magnus_cache._engine.policy.budgets import Budget
     from magnus_cache._engine.policy.calendars import CalendarTtl
     from magnus_cache._engine.policy.markets import market
     from magnus_cache._engine.policy.namespaces import (
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
         CacheArgumentError,
         CacheBatchEncodeError,
         CacheBatchError,
+        CacheBudgetError,
         CacheClosedError,
         CacheConflictError,
         CacheDeadlockError,
@@ -64,8 +66,10 @@ if TYPE_CHECKING:
         CacheTypeError,
         CacheUnavailableError,
         CacheValueTooLargeError,
+        RetryLater,
     )
     from magnus_cache.events import (
+        BudgetExceeded,
         CacheEvent,
         Change,
         Changed,
@@ -83,6 +87,7 @@ if TYPE_CHECKING:
         OutageBegan,
         OutageEnded,
         PeerInvalidated,
+        SourcePaused,
         StaleServed,
         Stored,
         TagsInvalidated,
@@ -108,9 +113,12 @@ __all__ = [
     "AsyncCacheManager",
     "AsyncChanges",
     "AsyncKeepWarm",
+    "Budget",
+    "BudgetExceeded",
     "CacheArgumentError",
     "CacheBatchEncodeError",
     "CacheBatchError",
+    "CacheBudgetError",
     "CacheClosedError",
     "CacheConflictError",
     "CacheDeadlockError",
@@ -160,6 +168,8 @@ __all__ = [
     "OutageBegan",
     "OutageEnded",
     "PeerInvalidated",
+    "RetryLater",
+    "SourcePaused",
     "StaleServed",
     "Stored",
     "TagsInvalidated",
@@ -198,6 +208,7 @@ _HOMES: Final = {
         "current_load",
     ),
     "events": (
+        "BudgetExceeded",
         "CacheEvent",
         "Change",
         "Changed",
@@ -215,6 +226,7 @@ _HOMES: Final = {
         "OutageBegan",
         "OutageEnded",
         "PeerInvalidated",
+        "SourcePaused",
         "StaleServed",
         "Stored",
         "TagsInvalidated",
@@ -231,6 +243,7 @@ _HOMES: Final = {
         "CacheArgumentError",
         "CacheBatchEncodeError",
         "CacheBatchError",
+        "CacheBudgetError",
         "CacheClosedError",
         "CacheConflictError",
         "CacheDeadlockError",
@@ -245,6 +258,7 @@ _HOMES: Final = {
         "CacheTypeError",
         "CacheUnavailableError",
         "CacheValueTooLargeError",
+        "RetryLater",
     ),
     "_engine.runtime.observers": ("Observation",),
     "_engine.store.explanation": ("Explanation", "KeyEvent"),
@@ -265,6 +279,7 @@ _HOMES: Final = {
     "_engine.policy.calendars": ("CalendarTtl",),
     "_engine.policy.markets": ("market",),
     "_engine.policy.until": ("until",),
+    "_engine.policy.budgets": ("Budget",),
     "_engine.policy.namespaces": (
         "TTL_FOREVER",
         "TTL_LONG",

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from magnus_cache._engine.codec.envelope import HEADER_BYTES, HEADER_FIELDS
 from magnus_cache._engine.redis import commands, replies, scripts_many
+from magnus_cache._engine.redis.budget_keys import BucketKeys
 from magnus_cache._engine.redis.exchange import IGNORED, Callback, Connection, Receive, Waiter, as_it_is
 from magnus_cache._engine.redis.fleet_keys import FleetKeys, gathered
 from magnus_cache._engine.redis.job_keys import JobKeys
@@ -86,7 +87,7 @@ class _Asked(NamedTuple):
     force: bool
 
 
-class ManyKeys(FleetKeys, JobKeys):
+class ManyKeys(FleetKeys, JobKeys, BucketKeys):
     """The operations of a `Client` on many keys.
 
     Each raises `CacheUnavailableError` at once when Redis is known to be away or the queue is full.
