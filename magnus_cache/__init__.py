@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from magnus_cache._engine.codec import register_type
     from magnus_cache._engine.coordination.health import Health, NodeHealth
     from magnus_cache._engine.flights.context import NOT_MODIFIED, CurrentLoad, current_load
+    from magnus_cache._engine.policy.budgets import Budget
     from magnus_cache._engine.policy.namespaces import (
         TTL_FOREVER,
         TTL_LONG,
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
         CacheArgumentError,
         CacheBatchEncodeError,
         CacheBatchError,
+        CacheBudgetError,
         CacheClosedError,
         CacheConflictError,
         CacheDeadlockError,
@@ -57,8 +59,10 @@ if TYPE_CHECKING:
         CacheTypeError,
         CacheUnavailableError,
         CacheValueTooLargeError,
+        RetryLater,
     )
     from magnus_cache.events import (
+        BudgetExceeded,
         CacheEvent,
         Cleared,
         Deleted,
@@ -72,6 +76,7 @@ if TYPE_CHECKING:
         OutageBegan,
         OutageEnded,
         PeerInvalidated,
+        SourcePaused,
         StaleServed,
         Stored,
         TagsInvalidated,
@@ -91,9 +96,12 @@ __all__ = [
     "TTL_REALTIME",
     "TTL_STATIC",
     "AsyncCacheManager",
+    "Budget",
+    "BudgetExceeded",
     "CacheArgumentError",
     "CacheBatchEncodeError",
     "CacheBatchError",
+    "CacheBudgetError",
     "CacheClosedError",
     "CacheConflictError",
     "CacheDeadlockError",
@@ -136,6 +144,8 @@ __all__ = [
     "OutageBegan",
     "OutageEnded",
     "PeerInvalidated",
+    "RetryLater",
+    "SourcePaused",
     "StaleServed",
     "Stored",
     "TagsInvalidated",
@@ -167,6 +177,7 @@ _HOMES: Final = {
         "current_load",
     ),
     "events": (
+        "BudgetExceeded",
         "CacheEvent",
         "Cleared",
         "Deleted",
@@ -180,6 +191,7 @@ _HOMES: Final = {
         "OutageBegan",
         "OutageEnded",
         "PeerInvalidated",
+        "SourcePaused",
         "StaleServed",
         "Stored",
         "TagsInvalidated",
@@ -193,6 +205,7 @@ _HOMES: Final = {
         "CacheArgumentError",
         "CacheBatchEncodeError",
         "CacheBatchError",
+        "CacheBudgetError",
         "CacheClosedError",
         "CacheConflictError",
         "CacheDeadlockError",
@@ -207,6 +220,7 @@ _HOMES: Final = {
         "CacheTypeError",
         "CacheUnavailableError",
         "CacheValueTooLargeError",
+        "RetryLater",
     ),
     "_engine.runtime.observers": ("Observation",),
     "_engine.store.explanation": ("Explanation", "KeyEvent"),
@@ -223,6 +237,7 @@ _HOMES: Final = {
         "get_async_cache_manager",
         "get_cache_manager",
     ),
+    "_engine.policy.budgets": ("Budget",),
     "_engine.policy.namespaces": (
         "TTL_FOREVER",
         "TTL_LONG",

@@ -6,6 +6,7 @@ from typing import Final
 from magnus_cache._engine.coherence.epochs import Epochs
 from magnus_cache._engine.coherence.trust import UnsharedTrust
 from magnus_cache._engine.coordination.leases import Leases
+from magnus_cache._engine.coordination.sources import Sources
 from magnus_cache._engine.flights.flights import Flights
 from magnus_cache._engine.memory.batches import BatchCache
 from magnus_cache._engine.memory.clear_log import NamePattern, Scope
@@ -17,12 +18,13 @@ _NAMES: Final = 256
 
 
 class Invalidation:
-    """The part of a `State` that invalidates: memory, running loads, leases and epochs."""
+    """The part of a `State` that invalidates: memory, running loads, leases and epochs; and what it announces."""
 
     memory: BatchCache
     flights: Flights
     leases: Leases
     epochs: Epochs
+    sources: Sources
 
     def outdated(self, name: bytes) -> None:
         """Drop all values that an epoch covers, in constant time, and detach their running loads."""

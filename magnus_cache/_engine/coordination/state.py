@@ -29,6 +29,7 @@ from magnus_cache._engine.coordination.life_cycle import LifeCycle
 from magnus_cache._engine.coordination.offline import OfflineBounds
 from magnus_cache._engine.coordination.own_writes import OwnWrites
 from magnus_cache._engine.coordination.replay import Replayer
+from magnus_cache._engine.coordination.sources import SourceLimits, Sources
 from magnus_cache._engine.flights.flights import Flights
 from magnus_cache._engine.keys.names import Keyspace
 from magnus_cache._engine.memory.key_locks import KeyLocks
@@ -187,6 +188,11 @@ class State(LifeCycle, OfflineBounds):
             self.client, names, lambda: self.fleet_stats.instance, self.topology.established, self.clock,
             enabled=settings.recorder_keys > 0 and self.endpoint is not None,
         )  # fmt: skip
+        has_redis = self.endpoint is not None
+        self.sources = Sources(
+            self.client, self.keyspace, SourceLimits(has_redis, names, settings.max_staleness),
+            lambda: self.fleet_stats.instance, self.clock, self.stats,
+        )  # fmt: skip
         self.acts = Acts(self)
         # On a cluster, what a value stands on depends on its slot, too: there a read finds it out.
         own = OwnWrites(self.memory, self.client) if settings.tracking == "prefix" and not is_cluster else None
@@ -313,7 +319,7 @@ class State(LifeCycle, OfflineBounds):
             self.memory, self.flights, self.portal, self.stats, self.notices, self.breaker, self.outbox, self.epochs,
             self.leases, self.generations, self.abandoned, self.workers, self.epoch_renewals, self.topology,
             self.lane, self.replayer, self.fleet_stats, self.observers,
-            self.recorder, self.fleet_log, self.elsewhere,
+            self.recorder, self.fleet_log, self.elsewhere, self.sources,
         ):  # fmt: skip
             own.reset()
         if self.journal is not None:

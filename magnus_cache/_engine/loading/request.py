@@ -32,6 +32,7 @@ class LoadRequest(NamedTuple, Generic[T]):
     :ivar blocks: the event loop that is blocked while the caller waits.
     :ivar unwanted: the version of the value to refresh, which must not be returned.
     :ivar on_wait: called if another process holds the lease.
+    :ivar spare: whether the caller has a stale value to serve, so that the load need not wait for its source.
     """
 
     ref: KeyRef
@@ -43,6 +44,7 @@ class LoadRequest(NamedTuple, Generic[T]):
     blocks: asyncio.AbstractEventLoop | None = None
     unwanted: int | None = None
     on_wait: Callable[[], object] | None = None
+    spare: bool = False
 
     @property
     def strict(self) -> bool:
@@ -79,6 +81,7 @@ class BatchRequest(NamedTuple):
         keys that it omits.
     :ivar fresh: whether to use no existing values.
     :ivar blocks: the event loop that is blocked while the caller waits.
+    :ivar spare: whether there is a stale value for each key, so that the load need not wait for its source.
     """
 
     keys: Sequence[Any]
@@ -88,6 +91,7 @@ class BatchRequest(NamedTuple):
     function: object = None
     fresh: bool = False
     blocks: asyncio.AbstractEventLoop | None = None
+    spare: bool = False
 
     def of_key(self, item: BatchItem, source: Any = None) -> LoadRequest[Any]:
         """Return the request for one key, to be loaded together with others.

@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Final, NoReturn, Self, Unpack
 from magnus_cache._engine.codec.compression import Compression, checked_compression
 from magnus_cache._engine.keys.names import check_name
 from magnus_cache._engine.keys.versions import Version, checked_version
+from magnus_cache._engine.policy.budgets import AnyBudget, Budget, BudgetRules, checked_budget
 from magnus_cache._engine.policy.codecs import checked_codec
 from magnus_cache._engine.runtime.annotations import readable
 from magnus_cache._engine.runtime.durations import Duration, seconds
@@ -79,6 +80,8 @@ class Namespace(str):
         is in Redis: use it only if nobody else can write there. Ints stay in the cache's own format, so that `incr`
         works. After another change of the codec, change `version`, too.
     :param strict: raise `CacheEncodeError` if the result of a load cannot be stored, instead of returning it.
+    :param budget: how many loads the whole fleet may begin: ``"60/min"``, a `Budget`, or a mapping of patterns of keys
+        to these, such as ``{"{broker}:*": "5/s"}``, with a bucket for each value of the placeholder; None for no limit.
     :param freshness: what may be done with values that expire soon or have expired: ``grace``, ``soft_timeout``,
         ``hard_timeout``, ``early``, ``jitter``, ``retry``, ``negative``; see `Freshness`.
     :raises CacheArgumentError: (a `ValueError`) for an invalid argument, naming it.
@@ -98,11 +101,15 @@ class Namespace(str):
     seal: bool
     codec: tuple[Callable[[Any], bytes], Callable[[bytes], Any]] | None
     strict: bool
+    budget: Budget | dict[str, Budget] | None
     freshness: Freshness
+    budgets: BudgetRules | None
+    limited: bool
+    """Whether something limits its loads: one attribute to test before a load."""
 
     __slots__ = (
-        "codec", "compress", "freshness", "l1", "l1_max_entries", "l1_ttl", "local", "max_value_bytes", "offline",
-        "seal", "share", "strict", "ttl", "version",
+        "budget", "budgets", "codec", "compress", "freshness", "l1", "l1_max_entries", "l1_ttl", "limited", "local",
+        "max_value_bytes", "offline", "seal", "share", "strict", "ttl", "version",
     )  # fmt: skip
 
     DEFAULTS: ClassVar[dict[str, Any]] = {
@@ -119,6 +126,7 @@ class Namespace(str):
         "seal": False,
         "codec": None,
         "strict": False,
+        "budget": None,
         "grace": NO_POLICY.grace,
         "soft_timeout": NO_POLICY.soft_timeout,
         "hard_timeout": NO_POLICY.hard_timeout,
@@ -146,6 +154,7 @@ class Namespace(str):
         seal: bool = False,
         codec: tuple[Callable[[Any], bytes], Callable[[bytes], Any]] | None = None,
         strict: bool = False,
+        budget: AnyBudget = None,
         **freshness: Unpack[FreshnessOptions],
     ) -> Self:
         """Make a namespace; see the class."""
@@ -164,6 +173,9 @@ class Namespace(str):
         put(self, "seal", _flag(seal, "seal"))
         put(self, "codec", checked_codec(codec))
         put(self, "strict", _flag(strict, "strict"))
+        put(self, "budget", checked_budget(budget, sealed=seal))
+        put(self, "budgets", None if self.budget is None else BudgetRules(str(self), self.budget))
+        put(self, "limited", self.budget is not None)
         put(self, "freshness", Freshness.of(freshness))
         if self.local:
             _check_local(self)

@@ -5,6 +5,7 @@ import inspect
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, TypeVar
 
+from magnus_cache._engine.policy.budgets import BudgetRules
 from magnus_cache._engine.policy.costs import Cost
 from magnus_cache._engine.policy.function_tags import with_function_tag
 from magnus_cache._engine.policy.namespaces import Namespace
@@ -102,11 +103,12 @@ class LoadOptions:
     :ivar strict: whether a value that cannot be stored is an error to the caller; None for the namespace's setting.
     :ivar function: the function that loads values, named in messages about values that cannot be stored.
     :ivar state_of: how fresh a stored value is for this call; None if its TTL alone decides.
+    :ivar budgets: the budgets of the function, in place of the namespace's; None for the namespace's.
     :ivar cost: what a load costs in money, or None.
     :ivar saves: what each hit is to count as saved, or None; see `priced`.
     """
 
-    __slots__ = ("cost", "freshness", "function", "saves", "skip_if", "state_of", "strict", "tags", "ttl")
+    __slots__ = ("budgets", "cost", "freshness", "function", "saves", "skip_if", "state_of", "strict", "tags", "ttl")
 
     def __init__(
         self,
@@ -126,6 +128,7 @@ class LoadOptions:
         self.skip_if = skip_if
         self.tags = tags
         self.state_of: StateOf = None
+        self.budgets: BudgetRules | None = None
         self.cost: Cost | None = None
         self.saves: Cost | None = None
 

@@ -9,6 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from magnus_cache._engine.redis import commands, replies, scripts_many
+from magnus_cache._engine.redis.budget_keys import BucketKeys
 from magnus_cache._engine.redis.exchange import IGNORED, Callback, Connection, Receive, Waiter, as_it_is
 from magnus_cache._engine.redis.fleet_keys import FleetKeys
 from magnus_cache._engine.redis.topology import Topology
@@ -75,7 +76,7 @@ class _Asked(NamedTuple):
     force: bool
 
 
-class ManyKeys(FleetKeys):
+class ManyKeys(FleetKeys, BucketKeys):
     """The operations of a `Client` on many keys.
 
     Each raises `CacheUnavailableError` at once when Redis is known to be away or the queue is full.

@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from magnus_cache._engine.keys.names import Keyspace
 from magnus_cache._engine.redis import commands
-from magnus_cache._engine.redis.replies import nonsense
+from magnus_cache._engine.redis.replies import nonsense, number
 from magnus_cache._engine.redis.scripts import Script
 from magnus_cache.errors import CacheUnavailableError
 
 if TYPE_CHECKING:
-    from magnus_cache._engine.redis.exchange import Waiter
+    from magnus_cache._engine.redis.exchange import Connection, Receive, Waiter
     from magnus_cache._engine.redis.wire import Wire
 
 __all__ = ["DAYS", "MINUTES", "FleetKeys", "FleetNames", "Published", "Report"]
@@ -316,6 +316,19 @@ class FleetKeys:
         bounds = (b"%d" % (int(second) - max(life, _LONGEST_LIFE)), b"+inf")
         found = await self._wire(names.index).execute(_command(b"ZRANGEBYSCORE", names.index, *bounds))
         return [names.process(instance.decode("utf-8", "replace")) for instance in _texts(found)]
+
+    def running(self, names: FleetNames, receive: "Receive[int]", waiter: "Waiter") -> None:
+        """Count the processes that have published something lately.
+
+        :raises CacheUnavailableError: at once, when Redis is known to be away or the queue is full.
+        """
+        # Each report that is published removes the processes that have died; see `_PUBLISH`.
+        command = _command(b"ZCARD", names.index)
+
+        def took(reply: Any, connection: "Connection", sent: float) -> Any:
+            return receive(number(reply), connection, sent)
+
+        self._wire(names.index).call(command, took, waiter)
 
     async def minutes(self, names: FleetNames, second: float, count: int) -> list[Mapping[bytes, bytes]]:
         """Return the totals of the last minutes, the present one last.
