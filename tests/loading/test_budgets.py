@@ -24,7 +24,7 @@ from magnus_cache import (
 )
 from magnus_cache.embedded import EmbeddedServer
 from tests.conftest import emptied
-from tests.support.wait import wait_until_async
+from tests.support.wait import nothing_happens_for, wait_until_async
 
 pytestmark = pytest.mark.anyio
 
@@ -223,7 +223,7 @@ async def test_stale_values_are_served_at_once_and_the_bucket_is_left_alone(serv
     namespace, source = Namespace("t", ttl=0.05, grace=60, budget="1/h", hard_timeout=5), Source()
     async with several(1, redis_url=server.url) as (cache,):
         await getting(cache, namespace, source, "a")
-        await asyncio.sleep(0.06)
+        await asyncio.to_thread(nothing_happens_for, 0.06)
         assert await getting(cache, namespace, source, "a") == "a"
         with redis.Redis.from_url(server.url, protocol=2) as client:
             before = scripts_run(client)
@@ -237,7 +237,7 @@ def test_threads_get_stale_values(options: dict[str, Any]) -> None:
     namespace, source = Namespace("t", ttl=0.05, grace=60, budget="1/h"), Source()
     with CacheManager(**options) as cache:
         cache.get_or_set(namespace, "a", source.load_blocking)
-        time.sleep(0.06)
+        nothing_happens_for(0.06)
         cache.get_or_set(namespace, "a", source.load_blocking)
         assert len(source.asked) == 1
 
@@ -246,7 +246,7 @@ async def test_batches_get_stale_values(options: dict[str, Any]) -> None:
     namespace, source = Namespace("t", ttl=0.05, grace=60, budget="1/h", hard_timeout=5), Source()
     async with several(1, **options) as (cache,):
         await cache.get_or_set_many(namespace, list("ab"), source.many)
-        await asyncio.sleep(0.06)
+        await asyncio.to_thread(nothing_happens_for, 0.06)
         assert await cache.get_or_set_many(namespace, list("ab"), source.many) == {"a": "a", "b": "b"}
         with pytest.raises(CacheBudgetError):
             await cache.get_or_set_many(namespace, list("abc"), source.many)
@@ -258,7 +258,7 @@ async def test_hot_keys_come_first_and_background_loads_last(options: dict[str, 
     lazy, source = Namespace("t", ttl=0.1, grace=60, soft_timeout=0, budget="1/400ms"), Source()
     async with several(1, **options) as (cache,):
         await getting(cache, lazy, source, "background")
-        await asyncio.sleep(0.11)
+        await asyncio.to_thread(nothing_happens_for, 0.11)
         assert await getting(cache, lazy, source, "background") == "background"
         await wait_until_async(lambda: len(cache._state.flights) == 1)
         cold = [getting(cache, namespace, source, key) for key in ("cold", "colder")]
@@ -322,7 +322,7 @@ async def test_warming_takes_tokens_and_waits_for_them(options: dict[str, Any]) 
             for before, after in zip(source.at, source.at[2:], strict=False):
                 assert after - before >= 0.28
             await cache.clear("t")
-            await asyncio.sleep(0.4)
+            await asyncio.to_thread(nothing_happens_for, 0.4)
 
 
 async def test_what_is_held_back_is_told(options: dict[str, Any]) -> None:
@@ -376,7 +376,7 @@ async def test_a_pause_holds_for_the_whole_fleet_at_once(url: str, budget: str |
         if budget is None:
             await wait_until_async(lambda: all(cache._state.sources.active for cache in caches))
         if tracking == "off":
-            await asyncio.sleep(0.25)
+            await asyncio.to_thread(nothing_happens_for, 0.25)
         for cache in caches:
             with pytest.raises(CacheBudgetError) as raised:
                 await getting(cache, namespace, source, "b")
@@ -393,7 +393,7 @@ async def test_a_paused_source_serves_stale_values(options: dict[str, Any]) -> N
     namespace, source = Namespace("t", ttl=0.05, grace=60, hard_timeout=5), Source()
     async with several(1, **options) as (cache,):
         await getting(cache, namespace, source, "a")
-        await asyncio.sleep(0.06)
+        await asyncio.to_thread(nothing_happens_for, 0.06)
         source.refusals, source.seconds = 1, 30
         began = time.monotonic()
         assert [await getting(cache, namespace, source, "a") for _ in range(3)] == ["a"] * 3

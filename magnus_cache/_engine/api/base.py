@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from typing import Any, Unpack
 
-from magnus_cache._engine.api.cached import KeyOptions, make_decorator
+from magnus_cache._engine.api.budgeted import with_budget
+from magnus_cache._engine.api.cached import KeyOptions, load_options_factory, make_decorator
 from magnus_cache._engine.api.cached_many import make_batch_decorator
 from magnus_cache._engine.api.engine import Engine
-from magnus_cache._engine.api.load_options import load_options_factory, with_budget
 from magnus_cache._engine.codec.typed_results import typed
 from magnus_cache._engine.coordination.state import State
 from magnus_cache._engine.keys.names import check_name
@@ -112,7 +112,7 @@ class CacheBase:
         self, namespace: str, ttl: AnyTtl = None, key_func: Callable[..., Any] | None = None, *,
         key: str | None = None, tags: AnyTags = (), skip_if: Callable[[Any], bool] | None = None,
         exclude: Iterable[str] = (), version: Version | None = None,
-        strict: bool | None = None, returns: Any = None, budget: AnyBudget = None, cost: AnyCost = None,
+        strict: bool | None = None, returns: Any = None, cost: AnyCost = None, budget: AnyBudget = None,
         **freshness: Unpack[FreshnessOptions],
     ) -> Decorator:  # fmt: skip
         """Return a decorator that caches what a function or coroutine function returns, by its arguments.
@@ -138,8 +138,8 @@ class CacheBase:
             ``hard_timeout``, ``early``, ``jitter``, ``retry``, ``negative``; see `Freshness`.
         :raises CacheArgumentError: naming the argument that cannot be used.
         """
-        made_by = load_options_factory(ttl, tags, skip_if, freshness, strict, cost)
-        make_options = with_budget(made_by, namespace, budget)
+        make_options = load_options_factory(ttl, tags, skip_if, freshness, strict, cost)
+        make_options = with_budget(make_options, namespace, budget)
         made = make_decorator(self._engine, namespace, make_options, KeyOptions(key_func, key, exclude, version))
         return typed(made, returns)
 
@@ -147,7 +147,7 @@ class CacheBase:
         self, namespace: str, ttl: AnyTtl = None, key_func: Callable[..., Any] | None = None, *,
         key: str | None = None, tags: AnyTags = (), skip_if: Callable[[Any], bool] | None = None,
         exclude: Iterable[str] = (), version: Version | None = None,
-        strict: bool | None = None, returns: Any = None, budget: AnyBudget = None, cost: AnyCost = None,
+        strict: bool | None = None, returns: Any = None, cost: AnyCost = None, budget: AnyBudget = None,
     ) -> BatchDecorator:  # fmt: skip
         """Return a decorator for a function of many keys that returns a mapping of them to values.
 
@@ -159,12 +159,12 @@ class CacheBase:
         :param key_func: called with one key in place of the keys; returns the key in the cache.
         :param key: a template of the key, such as ``"{tickers}"``; the keys' parameter stands for one key.
         :param version: a number or text that is part of the key; see `cached`.
+        :param cost: what the load of one key costs, or a function of its value; see `cached`.
         :param budget: how many calls of this function the whole fleet may begin; see `cached`. With
             ``Budget("60/min", per_key=True)``, a call counts as many times as it has keys.
-        :param cost: what the load of one key costs, or a function of its value; see `cached`.
         :raises CacheArgumentError: naming the argument that cannot be used; see `cached` for the others.
         """
-        made_by = load_options_factory(ttl, tags, skip_if, strict=strict, cost=cost)
-        make_options = with_budget(made_by, namespace, budget)
+        make_options = load_options_factory(ttl, tags, skip_if, strict=strict, cost=cost)
+        make_options = with_budget(make_options, namespace, budget)
         made = make_batch_decorator(self._engine, namespace, make_options, KeyOptions(key_func, key, exclude, version))
         return typed(made, returns)

@@ -17,7 +17,6 @@ from magnus_cache._engine.api.engine import Engine
 from magnus_cache._engine.api.function_operations import add_operations
 from magnus_cache._engine.api.general_wrappers import general, general_async
 from magnus_cache._engine.api.hit_wrappers import HitSource, Rebind, compiled
-from magnus_cache._engine.api.load_options import LoadOptionsFactory
 from magnus_cache._engine.api.redefined import warn_of_other_code
 from magnus_cache._engine.api.shared_names import warn_of_shared_names
 from magnus_cache._engine.keys.calls import CallKeyBuilder
@@ -27,26 +26,55 @@ from magnus_cache._engine.keys.versions import Version, checked_version
 from magnus_cache._engine.loading.money import count_saved
 from magnus_cache._engine.loading.request import LoadRequest
 from magnus_cache._engine.memory.entry import Entry
+from magnus_cache._engine.policy.costs import AnyCost, checked_cost
 from magnus_cache._engine.policy.function_tags import function_tag, with_function_tag
 from magnus_cache._engine.policy.modes import Mode
-from magnus_cache._engine.policy.options import LoadOptions, check_callable
+from magnus_cache._engine.policy.options import AnyTtl, LoadOptions, check_callable, validate_ttl
+from magnus_cache._engine.policy.tags import AnyTags, TagRule, check_tags
 from magnus_cache._engine.runtime.critical import section
 from magnus_cache._engine.runtime.loops import check_loop
 from magnus_cache._engine.runtime.workers import is_async
 from magnus_cache._engine.store.records import LARGE, MISS, KeyRef
 from magnus_cache.errors import CacheTypeError
-from magnus_cache.freshness import NO_POLICY, merged
+from magnus_cache.freshness import NO_POLICY, FreshnessOptions, merged
 from magnus_cache.protocols import CacheInfo, Decorator
 
 __all__ = [
     "FunctionCache",
     "KeyOptions",
+    "LoadOptionsFactory",
     "decorator_for",
+    "load_options_factory",
     "make_decorator",
 ]
 
 _MEMO: Final = 8_192
 """Calls whose address is remembered by their plain arguments; when there are more, remembering starts over."""
+
+LoadOptionsFactory = Callable[[CallKeyBuilder], LoadOptions]
+"""Makes the options of a function's loads, given its parameters."""
+
+
+def load_options_factory(
+    ttl: AnyTtl, tags: AnyTags, skip_if: Callable[[Any], bool] | None,
+    freshness: FreshnessOptions | None = None, strict: bool | None = None, cost: AnyCost = None,
+) -> LoadOptionsFactory:  # fmt: skip
+    """Return what makes the load options of a function; see `CacheManager.cached`.
+
+    :raises CacheArgumentError: naming the option that cannot be used.
+    """
+    if skip_if is not None and not callable(skip_if):
+        raise CacheTypeError("skip_if", f"a function of the value is needed, not {type(skip_if).__name__}")
+    life, price = validate_ttl(ttl), checked_cost(cost)
+    if not callable(tags):
+        check_tags(tags)
+    LoadOptions(strict=strict)  # A mistake in it is to be told here.
+
+    def make(keys: CallKeyBuilder) -> LoadOptions:
+        rule = TagRule(tags, keys.parameters) if tags else None
+        return LoadOptions(life, skip_if, rule, freshness, strict).priced(price)
+
+    return make
 
 
 class KeyOptions(NamedTuple):

@@ -9,10 +9,9 @@ from collections.abc import Callable, Hashable
 from typing import Any, NamedTuple, cast
 
 from magnus_cache._engine.api.awaitables import Kind, awaited, blocking, kind_of
-from magnus_cache._engine.api.cached import FunctionCache, KeyOptions, decorator_for
+from magnus_cache._engine.api.cached import FunctionCache, KeyOptions, LoadOptionsFactory, decorator_for
 from magnus_cache._engine.api.engine import Engine
 from magnus_cache._engine.api.function_operations import add_operations
-from magnus_cache._engine.api.load_options import LoadOptionsFactory
 from magnus_cache._engine.api.many import as_list, load_many, load_many_blocking
 from magnus_cache._engine.loading.request import BatchItem, BatchRequest
 from magnus_cache._engine.store.records import KeyRef

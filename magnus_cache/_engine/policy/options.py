@@ -103,12 +103,14 @@ class LoadOptions:
     :ivar strict: whether a value that cannot be stored is an error to the caller; None for the namespace's setting.
     :ivar function: the function that loads values, named in messages about values that cannot be stored.
     :ivar state_of: how fresh a stored value is for this call; None if its TTL alone decides.
-    :ivar budgets: the budgets of the function, in place of the namespace's; None for the namespace's.
     :ivar cost: what a load costs in money, or None.
     :ivar saves: what each hit is to count as saved, or None; see `priced`.
+    :ivar budgets: the budgets of the function, in place of the namespace's; None for the namespace's.
     """
 
-    __slots__ = ("budgets", "cost", "freshness", "function", "saves", "skip_if", "state_of", "strict", "tags", "ttl")
+    __slots__ = (
+        "budgets", "cost", "freshness", "function", "saves", "skip_if", "state_of", "strict", "tags", "ttl",
+    )  # fmt: skip
 
     def __init__(
         self,
