@@ -42,6 +42,9 @@ The reason ``"unsettled"`` is not listed, because it never leaves the cache.
 """
 
 
+_LONG = 100
+"""Seconds from which on parts of a second are not told."""
+
 _LONGEST_PAUSE = 86_400.0
 """Seconds of the longest pause of a source."""
 
@@ -204,8 +207,9 @@ class CacheBudgetError(CacheError, RuntimeError):
     """
 
     def __init__(self, namespace: str, retry_after: float, problem: str) -> None:
+        wait = f"{retry_after:.0f}" if retry_after >= _LONG else f"{retry_after:.3g}"
         super().__init__(
-            f"a value for namespace {str(namespace)!r} was not loaded, as {problem}; ask again in {retry_after:.3g} s, "
+            f"a value for namespace {str(namespace)!r} was not loaded, as {problem}; ask again in {wait} s, "
             "or give the namespace a grace, so that stale values are served meanwhile, a longer hard_timeout, or a "
             "higher limit"
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from os import PathLike
@@ -24,8 +25,10 @@ from magnus_cache._engine.policy.tags import AnyTags
 from magnus_cache._engine.runtime.annotations import readable
 from magnus_cache._engine.runtime.numbers import number, whole
 from magnus_cache._engine.runtime.observers import CacheEvent, Observation, Observers
+from magnus_cache._engine.runtime.portal import NoThreadError
+from magnus_cache._engine.runtime.waiters import running_loop
 from magnus_cache._engine.runtime.workers import is_async
-from magnus_cache.errors import CacheArgumentError, CacheTypeError
+from magnus_cache.errors import CacheArgumentError, CacheClosedError, CacheTypeError
 from magnus_cache.freshness import FreshnessOptions
 from magnus_cache.protocols import BatchDecorator, Decorator
 
@@ -126,6 +129,14 @@ class CacheBase:
         counters = self._state.stats.of(name)
         counters.spent_nanos += nanos[0]
         counters.saved_nanos += nanos[1]
+        if nanos[0] and (limit := self._state.namespaces.resolve(namespace).spending) is not None:
+            self._state.spending.spent(name, limit, nanos[0])
+            # Without a running loop, the background loop tells it.
+            if running_loop() is not None:
+                self._state.spending.report()
+            else:
+                with contextlib.suppress(CacheClosedError, NoThreadError):
+                    self._state.portal.submit(self._state.spending.report)
 
     @property
     def redis_available(self) -> bool:

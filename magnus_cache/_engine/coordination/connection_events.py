@@ -16,6 +16,7 @@ from magnus_cache._engine.coordination.leases import Leases
 from magnus_cache._engine.coordination.recordings import Recordings
 from magnus_cache._engine.coordination.replay import Replayer
 from magnus_cache._engine.coordination.sources import Sources
+from magnus_cache._engine.coordination.spending import Spending
 from magnus_cache._engine.outage.outbox import Outbox
 from magnus_cache._engine.redis.events import Arrival
 from magnus_cache._engine.redis.exchange import Connection
@@ -53,6 +54,7 @@ class Parts(Protocol):
     recordings: Recordings
     replayer: Replayer
     sources: Sources
+    spending: Spending
     stats: Stats
     topology: Topology
 
@@ -125,6 +127,7 @@ class ConnectionEvents:
         self._parts.fleet_log.arm()
         self._parts.recordings.beat(connection)
         self._parts.sources.connected(connection)
+        self._parts.spending.report()
         if self._parts.journal is not None:
             # Again: another process may have created the file since the last connection was lost.
             self._parts.journal.mark_unread()

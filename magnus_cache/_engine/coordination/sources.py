@@ -347,12 +347,17 @@ class Sources:
 
     def heard(self, reply: BucketReply, _connection: "Connection", _sent: float) -> BucketReply:
         """Take the answer of a bucket, and look now and then how many processes run."""
+        self.fleet()
+        return reply
+
+    def fleet(self) -> int:
+        """Return how many processes ran at the last look; look again now and then, on the running loop."""
         now = self.clock()
         if now - self._looked_at >= _FLEET_LOOK:
             self._looked_at = now
             with contextlib.suppress(CacheError):  # the last count stays
                 self.client.running(self._limits.names, self._counted, Callback())
-        return reply
+        return self.processes
 
     def _counted(self, processes: int, _connection: "Connection", _sent: float) -> None:
         self.processes = max(1, processes)

@@ -34,6 +34,7 @@ from magnus_cache._engine.coordination.own_writes import OwnWrites
 from magnus_cache._engine.coordination.recordings import Recordings
 from magnus_cache._engine.coordination.replay import Replayer
 from magnus_cache._engine.coordination.sources import SourceLimits, Sources
+from magnus_cache._engine.coordination.spending import Spending, SpendingParts
 from magnus_cache._engine.flights.flights import Flights
 from magnus_cache._engine.keys.names import Keyspace
 from magnus_cache._engine.memory.key_locks import KeyLocks
@@ -202,6 +203,10 @@ class State(LifeCycle, OfflineBounds):
             self.client, self.keyspace, SourceLimits(has_redis, names, settings.max_staleness),
             lambda: self.fleet_stats.instance, self.clock, self.stats,
         )  # fmt: skip
+        spending = SpendingParts(
+            has_redis, lambda: self.fleet_stats.instance, self.sources.fleet, self.topology.time_of
+        )  # fmt: skip
+        self.spending = Spending(self.client, self.keyspace, spending, self.clock)
         self.acts = Acts(self)
         # On a cluster, what a value stands on depends on its slot, too: there a read finds it out.
         own = OwnWrites(self.memory, self.client) if settings.tracking == "prefix" and not is_cluster else None
@@ -329,6 +334,7 @@ class State(LifeCycle, OfflineBounds):
             self.leases, self.generations, self.abandoned, self.workers, self.epoch_renewals, self.topology,
             self.lane, self.replayer, self.fleet_stats, self.observers,
             self.recorder, self.fleet_log, self.elsewhere, self.changes, self.jobs, self.recordings, self.sources,
+            self.spending,
         ):  # fmt: skip
             own.reset()
         if self.journal is not None:

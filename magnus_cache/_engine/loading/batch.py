@@ -22,6 +22,7 @@ from magnus_cache._engine.loading.loads import Loads
 from magnus_cache._engine.loading.money import count_load
 from magnus_cache._engine.loading.request import BatchItem, BatchRequest, LoadRequest
 from magnus_cache._engine.loading.results import PreparedValue
+from magnus_cache._engine.loading.spend_gate import give_back
 from magnus_cache._engine.runtime.clock import monotonic
 from magnus_cache._engine.runtime.loop_end import cancel, loop_task
 from magnus_cache._engine.runtime.turns import Step, turn
@@ -231,6 +232,7 @@ class Batch:
                 # Valid for callers with the same loader; others that joined this flight ask their own.
                 flight.look.left_out_by = self._source
                 flight.look.tags = item.tags
+                give_back(self._loads.reads.state, item.ref, request.options, 1)
                 return LoadedValue(MISS, None)
             cost = count_load(self._loads.reads.state, request, started)
             if isinstance(value, PreparedValue):

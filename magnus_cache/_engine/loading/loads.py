@@ -27,6 +27,7 @@ from magnus_cache._engine.loading.permits import Permits
 from magnus_cache._engine.loading.remembered import error_record
 from magnus_cache._engine.loading.request import BatchRequest, LoadRequest
 from magnus_cache._engine.loading.results import PreparedValue, ResultPreparer
+from magnus_cache._engine.loading.spend_gate import give_back
 from magnus_cache._engine.loading.throttle import RetryThrottle
 from magnus_cache._engine.loading.uncached import uncached
 from magnus_cache._engine.loading.unstorable import Unstorable
@@ -332,6 +333,7 @@ class Loads:
         ref, freshness = request.ref, request.ref.freshness
         self._state.recorder.add_call(ref.name, "load failed", request.options.function, type(error).__name__)
         ref.counters.load_errors += 1
+        give_back(self._state, ref, request.options, 1, error)
         if freshness is NO_POLICY or fence.flight.loop_stopped or isinstance(error, CacheBudgetError):
             return
         ttl = freshness.negative_ttl(error)
@@ -366,6 +368,9 @@ class Loads:
 
         :raises Exception: if its preparation failed.
         """
+        if request.ref.namespace.spending is not None:
+            # Before the value is stored: what was spent is known even if this process dies now.
+            self._state.spending.report()
         if prepared.error is not None:
             raise prepared.error
         ref, rule = request.ref, request.options.tags

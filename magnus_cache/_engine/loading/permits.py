@@ -16,6 +16,7 @@ from typing import Any, Final, Protocol, TypeVar
 from magnus_cache._engine.coordination.state import State
 from magnus_cache._engine.flights.flight import Flight
 from magnus_cache._engine.loading.request import BatchRequest, LoadRequest
+from magnus_cache._engine.loading.spend_gate import SpendCheck, give_back
 from magnus_cache._engine.loading.throttle import RetryThrottle
 from magnus_cache._engine.policy.budgets import BudgetRules, Source
 from magnus_cache._engine.policy.options import LoadOptions
@@ -30,6 +31,9 @@ T = TypeVar("T")
 
 _KEY_PARTS: Final = 3
 """Prefix, namespace and text of a value's name."""
+
+_LONGEST_PAUSE: Final = 60.0
+"""Seconds for which a stale value is served without asking whether it may be loaded."""
 
 _ATTEMPTS: Final = 5
 """Pauses of its source that a load of `warm_cache` waits for."""
@@ -146,14 +150,15 @@ def source_of(ref: KeyRef, options: LoadOptions | None, name: bytes) -> Source:
 class Permits:
     """The gate of one cache.
 
-    :ivar checks: what may hold loads back, in this order. One that refuses comes before one that takes something.
+    :ivar checks: what may hold loads back, in this order. One that refuses comes before one that waits.
     """
 
     def __init__(self, state: State, throttle: RetryThrottle) -> None:
         self._state = state
         self._throttle = throttle
         self.budgets = BudgetCheck(state)
-        self.checks: list[Check] = [self.budgets]
+        self._spending = SpendCheck(state)
+        self.checks: list[Check] = [self._spending, self.budgets]
 
     def limits(self, ref: KeyRef) -> bool:
         """Return whether loads of a namespace have to pass the gate."""
@@ -208,14 +213,18 @@ class Permits:
         return self._state.settings.wait_timeout if limit is None else limit
 
     async def _pass(self, turn: Turn) -> None:
+        passed: list[Check] = []
         try:
             for check in self.checks:
                 await check.enter(turn)
-        except CacheBudgetError as error:
-            if turn.ref.freshness.grace:
-                # Until then, stale values are served without asking again.
+                passed.append(check)
+        except BaseException as error:
+            if self._spending in passed:
+                self._spending.leave(turn)
+            if isinstance(error, CacheBudgetError) and turn.ref.freshness.grace:
+                # Until then, stale values are served without asking again; what others give back may be there before.
                 for flight in turn.flights:
-                    self._throttle.failed(flight.key, error.retry_after)
+                    self._throttle.failed(flight.key, min(error.retry_after, _LONGEST_PAUSE))
             raise
         for flight in turn.flights:
             # The time spent waiting does not count as load time.
@@ -226,6 +235,7 @@ class Permits:
     ) -> None:  # fmt: skip
         """Pause the source of a load that has raised `RetryLater`; the next load of it waits in `enter`."""
         ref.counters.pauses += 1
+        give_back(self._state, ref, options, len(flights))
         for source in self.budgets.sources(ref, options, flights):
             if self._state.observers.active:
                 self._state.observers.tell(SourcePaused, str(ref.namespace), source.name, later.seconds)
