@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from magnus_cache._engine.settings.settings import CacheSettings
     from magnus_cache._engine.store.explanation import Explanation, KeyEvent
     from magnus_cache._engine.store.lifetimes import Lifetime
+    from magnus_cache.changes import Change, Changed, Invalidated, Lost
     from magnus_cache.errors import (
         CacheArgumentError,
         CacheBatchEncodeError,
@@ -71,18 +72,14 @@ if TYPE_CHECKING:
     from magnus_cache.events import (
         BudgetExceeded,
         CacheEvent,
-        Change,
-        Changed,
         Cleared,
         Deleted,
         ErrorServed,
         Evicted,
         FillRefused,
         Hit,
-        Invalidated,
         LoadEnded,
         LoadStarted,
-        Lost,
         Miss,
         OutageBegan,
         OutageEnded,
@@ -207,21 +204,18 @@ _HOMES: Final = {
         "CurrentLoad",
         "current_load",
     ),
+    "changes": ("Change", "Changed", "Invalidated", "Lost"),
     "events": (
         "BudgetExceeded",
         "CacheEvent",
-        "Change",
-        "Changed",
         "Cleared",
         "Deleted",
         "ErrorServed",
         "Evicted",
         "FillRefused",
         "Hit",
-        "Invalidated",
         "LoadEnded",
         "LoadStarted",
-        "Lost",
         "Miss",
         "OutageBegan",
         "OutageEnded",

@@ -10,8 +10,8 @@ from collections.abc import Callable
 from typing import Any
 
 from magnus_cache._engine.runtime.critical import section
+from magnus_cache.changes import Change, Changed, Invalidated, Lost
 from magnus_cache.errors import CacheUnavailableError
-from magnus_cache.events import Change, Changed, Invalidated, Lost
 
 __all__ = ["Change", "Changed", "Feed", "Invalidated", "Lost"]
 

@@ -20,8 +20,9 @@ from magnus_cache._engine.runtime.clock import MICROSECONDS
 from magnus_cache._engine.runtime.loop_end import cancel
 from magnus_cache._engine.runtime.observers import FillRefused
 from magnus_cache._engine.store.lives import CalendarLife
+from magnus_cache._engine.store.transactions import Transaction, ValuesToWrite
 from magnus_cache._engine.store.writes import NOT_STORED, SAMPLED, milliseconds
-from magnus_cache._engine.store.writes_many import ManyWrites, Transaction, ValuesToWrite
+from magnus_cache._engine.store.writes_many import ManyWrites
 from magnus_cache.errors import CacheUnavailableError
 
 if TYPE_CHECKING:
