@@ -14,8 +14,8 @@ from magnus_cache._engine.loading import acquire, loads, throttle
 from magnus_cache._engine.loading import stale as refreshes
 from magnus_cache._engine.memory import entry as entries
 from magnus_cache._engine.memory import store as memory
-from magnus_cache._engine.store import negative as negatives
 from magnus_cache._engine.store import lives, reads, values, writes, writes_many
+from magnus_cache._engine.store import negative as negatives
 from magnus_cache._engine.store.records import MISS, KeyRef
 from tests.support.guards import guard, nothing, put
 
@@ -207,9 +207,9 @@ def without_a_bound_on_reading() -> None:
 
 @guard(HERE)
 def without_stale_values_for_batches() -> None:
-    original = many._Search.found
+    original = many.Search.found
 
     def found(self: Any, item: Any, entry: Any, value: Any, *, near: bool) -> None:
         original(self, item, None if value is MISS else entry, value, near=near)
 
-    put(many._Search, "found", found)
+    put(many.Search, "found", found)
