@@ -32,6 +32,7 @@ class LoadRequest(NamedTuple, Generic[T]):
     :ivar blocks: the event loop that is blocked while the caller waits.
     :ivar unwanted: the version of the value to refresh, which must not be returned.
     :ivar on_wait: called if another process holds the lease.
+    :ivar background: whether the cache itself asks for it, and no caller waits.
     """
 
     ref: KeyRef
@@ -43,6 +44,7 @@ class LoadRequest(NamedTuple, Generic[T]):
     blocks: asyncio.AbstractEventLoop | None = None
     unwanted: int | None = None
     on_wait: Callable[[], object] | None = None
+    background: bool = False
 
     @property
     def strict(self) -> bool:

@@ -54,6 +54,9 @@ from magnus_cache.events import (
     Unreadable,
     Unstorable,
     WaitExpired,
+    WarmJobLost,
+    WarmJobTaken,
+    WarmRound,
     WriteRefused,
 )
 
@@ -82,6 +85,9 @@ __all__ = [
     "Unreadable",
     "Unstorable",
     "WaitExpired",
+    "WarmJobLost",
+    "WarmJobTaken",
+    "WarmRound",
     "WriteRefused",
     "text",
     "texts",
