@@ -52,7 +52,8 @@ class Turn:
         self, state: State, request: LoadRequest[Any], flights: Sequence[Flight], until: float, *, own: int = 0
     ) -> None:  # fmt: skip
         self._state = state
-        self._own = own
+        # The cache itself waits for such a load, and no caller.
+        self._own = max(own, int(request.background))
         self.ref: KeyRef = request.ref
         self.options: LoadOptions = request.options
         self.flights = flights
