@@ -3,7 +3,7 @@
 import asyncio
 import pickle
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -74,7 +74,7 @@ def options(request: pytest.FixtureRequest, server: EmbeddedServer) -> dict[str,
 
 
 @asynccontextmanager
-async def several(number: int, **options: Any) -> AsyncIterator[list[AsyncCacheManager]]:
+async def several(number: int, **options: Any) -> AsyncGenerator[list[AsyncCacheManager]]:
     caches = [AsyncCacheManager(**options) for _ in range(number)]
     for cache in caches:
         await cache.get("t", "nothing")

@@ -15,6 +15,7 @@ from magnus_cache._engine.api.atomic import AsyncAtomic
 from magnus_cache._engine.api.engine import Engine
 from magnus_cache._engine.api.many import as_list, load_many, locator
 from magnus_cache._engine.api.set_many import set_many
+from magnus_cache._engine.api.warm_jobs import AsyncWarmJobs
 from magnus_cache._engine.api.warming import ProgressCallback, WarmOptions, WarmReport, warm
 from magnus_cache._engine.codec import decode
 from magnus_cache._engine.loading.money import count_saved
@@ -53,7 +54,7 @@ T = TypeVar("T")
 
 
 @readable
-class AsyncCache(AsyncAtomic, AsyncAdministration):
+class AsyncCache(AsyncAtomic, AsyncAdministration, AsyncWarmJobs):
     """The operations of a cache for coroutines; see `AsyncCacheManager`."""
 
     def __init__(self, settings: CacheSettings | None = None, **overrides: Unpack[SettingsOptions]) -> None:

@@ -20,6 +20,7 @@ from magnus_cache._engine.api.local_stats import local_stats
 from magnus_cache._engine.api.many import as_list, load_many_blocking, locator
 from magnus_cache._engine.api.scanning import scan
 from magnus_cache._engine.api.set_many import set_many_blocking
+from magnus_cache._engine.api.warm_jobs import BlockingWarmJobs
 from magnus_cache._engine.api.warming import ProgressCallback, WarmReport
 from magnus_cache._engine.loading.money import count_saved
 from magnus_cache._engine.loading.own_loop import wait_for
@@ -62,7 +63,7 @@ T = TypeVar("T")
 
 @readable
 @documented_by(AsyncCache)
-class BlockingCache(BlockingAtomic):
+class BlockingCache(BlockingAtomic, BlockingWarmJobs):
     """The operations of a cache for blocking code; see `CacheManager`."""
 
     def __init__(self, settings: CacheSettings | None = None, **overrides: Unpack[SettingsOptions]) -> None:

@@ -130,7 +130,8 @@ def decorator_for(
             place = make(engine)
             cached = CachedFunction(place.wrapper(), plain, place)
         else:
-            cached = CachedFunction(engine.follow(make), plain, _ProcessWide(keys.name or repr(plain), namespace))
+            follower = engine.follow(make)
+            cached = CachedFunction(follower, plain, _ProcessWide(keys.name or repr(plain), namespace, follower))
         if isinstance(function, staticmethod):
             return staticmethod(cached)
         return CachedClassMethod(cached) if isinstance(function, classmethod) else cached
@@ -141,8 +142,14 @@ def decorator_for(
 class _ProcessWide:
     """Names a function that follows the process-wide cache, whichever that is."""
 
-    def __init__(self, name: str, namespace: str) -> None:
+    def __init__(self, name: str, namespace: str, follower: Any) -> None:
         self._text = f"{name}, namespace {str(namespace)!r}, process-wide cache"
+        self._follower = follower
+
+    def place(self) -> "FunctionCache":
+        """Return what the function goes to now."""
+        place: FunctionCache = self._follower.present()
+        return place
 
     def describe(self) -> str:
         """Return the name of the function, and of its namespace and cache."""
@@ -236,6 +243,10 @@ class FunctionCache:
     def single(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> KeyRef:
         """Return where the one value lives that these arguments are about."""
         return self.ref(args, kwargs)
+
+    def place(self) -> "FunctionCache":
+        """Return itself: unlike one that follows the process-wide cache, it goes nowhere else."""
+        return self
 
     def describe(self) -> str:
         """Return the name of the function, and of its namespace and cache."""

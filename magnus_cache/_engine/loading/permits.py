@@ -8,7 +8,7 @@ namespace is limited or `Sources.active` is set: one look at each.
 import contextlib
 import itertools
 import math
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Generator, Iterable, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any, Final, Protocol, TypeVar
@@ -56,7 +56,8 @@ class Turn:
         self, state: State, request: LoadRequest[Any], flights: Sequence[Flight], until: float, *, own: int = 0
     ) -> None:  # fmt: skip
         self._state = state
-        self._own = own
+        # The cache itself waits for such a load, and no caller.
+        self._own = max(own, int(request.background))
         self.ref: KeyRef = request.ref
         self.options: LoadOptions = request.options
         self.flights = flights
@@ -247,7 +248,7 @@ def _unused() -> None:
 
 
 @contextlib.contextmanager
-def _heard(flights: Sequence[Flight], joined: Any, turn: Turn) -> Iterator[None]:
+def _heard(flights: Sequence[Flight], joined: Any, turn: Turn) -> Generator[None]:
     """Call `joined` when the callers that wait for a load have doubled; they do not take it for a hung one."""
     known = turn.callers()
     before = [(flight, flight.tolerance, flight.urge) for flight in flights]

@@ -33,6 +33,7 @@ class LoadRequest(NamedTuple, Generic[T]):
     :ivar unwanted: the version of the value to refresh, which must not be returned.
     :ivar on_wait: called if another process holds the lease.
     :ivar spare: whether the caller has a stale value to serve, so that the load need not wait for its source.
+    :ivar background: whether the cache itself asks for it, and no caller waits.
     """
 
     ref: KeyRef
@@ -45,6 +46,7 @@ class LoadRequest(NamedTuple, Generic[T]):
     unwanted: int | None = None
     on_wait: Callable[[], object] | None = None
     spare: bool = False
+    background: bool = False
 
     @property
     def strict(self) -> bool:

@@ -52,6 +52,9 @@ from magnus_cache.events import (
     Unreadable,
     Unstorable,
     WaitExpired,
+    WarmJobLost,
+    WarmJobTaken,
+    WarmRound,
     WriteRefused,
 )
 
@@ -81,6 +84,9 @@ __all__ = [
     "Unreadable",
     "Unstorable",
     "WaitExpired",
+    "WarmJobLost",
+    "WarmJobTaken",
+    "WarmRound",
     "WriteRefused",
     "text",
     "texts",
