@@ -218,7 +218,8 @@ class Writes(Removals):
         if stored:
             self.state.outbox.overwritten(ref.name, fence.outbox_position)
             ref.counters.stores += 1
-            self.tell_stored(ref, "redis", record, ttl, loaded=True)
+            if self.state.observers.active:
+                self.tell_stored(ref, "redis", record, ttl, loaded=True)
         else:
             self.state.stats.fenced_loads += 1
         return stored
