@@ -141,14 +141,12 @@ async def test_clears_tags_and_functions_are_told(url: str) -> None:
 
 
 async def test_new_epochs_are_no_changes(url: str, raw: redis.Redis) -> None:
-    """Of a namespace and of tags that are used for the first time, and of those that are only prolonged."""
+    """Of a namespace and of tags that are used for the first time."""
     async with managers(url) as (here, other), here.changes("t") as changes:
         await other.set("t", "a", 1, tags=("new",))
         await other.get_or_set("t", "b", lambda: 1, tags=("adopted",))
         told = Told(changes)
         await told.key("b")
-        for name in raw.scan_iter("magnus!tag*"):
-            raw.pexpire(name, 10**8)
         raw.set("magnus:t:last", b"")
         await told.key("last")
         assert {type(change) for change in told.all} == {Changed}

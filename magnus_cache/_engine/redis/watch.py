@@ -309,15 +309,16 @@ class Watch:
         is_tag = name.startswith(self._controls.tags)
         if len(self._told) >= _MOST_EPOCHS and is_tag:
             self._told = {known: self._told[known] for known in self._epochs if known in self._told}
-        if not is_tag and epoch and not before:
-            # Less: another announcement of the same epoch is of a later issue than that of a missing one.
+        is_new = is_tag and name not in self._told
+        if epoch and (is_new or not before):
+            # Less: another announcement of the same epoch is of a later issue, or of a loss that another process has
+            # mended before this answer.
             self._told[name] = epoch - 1
+            if is_new:
+                self._ask_guard(name, epoch, connection)
             return
         self._told[name] = epoch
-        if is_tag and epoch:
-            self._ask_guard(name, epoch, connection)
-        else:
-            self._reports.rose(name)
+        self._reports.rose(name)
 
     def _ask_guard(self, name: bytes, epoch: int, connection: Any) -> None:
         """Tell that a tag was invalidated, unless the guard tells that it is only new."""

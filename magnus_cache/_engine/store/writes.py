@@ -307,8 +307,7 @@ class Writes(Removals):
         if size <= here:
             return work()
         # A limiter of our own: synchronous loaders that wait for this very value may use up the default one.
-        loop = asyncio.get_running_loop()
-        limiter = self._limiters.setdefault(loop, CapacityLimiter(_COMPRESSING))
+        limiter = self._limiters.setdefault(asyncio.get_running_loop(), CapacityLimiter(_COMPRESSING))
         return await to_thread.run_sync(work, limiter=limiter)
 
     def _stored(self, write: "Sent", stored: bool, source: "Connection", sent: float) -> bool:
