@@ -118,6 +118,8 @@ class _Tokens:
             self._generation, self._alone = reply.generation, False
             self._unreported = max(0, self._unreported - ask.unreported)
             self._own.take(self._sources.clock(), granted)
+        if reply.paused:
+            self._sources.note_paused({self.name: reply.paused})
         answered(reply)
 
     def _share(self, loads: Sequence[Wanted], processes: int) -> BucketReply:
@@ -280,10 +282,11 @@ class Sources:
             return 0.0
         left = until - self.clock()
         if left <= 0:
-            self._note_paused({})
+            self.note_paused({})
         return max(0.0, left)
 
-    def _note_paused(self, lefts: dict[str, float]) -> None:
+    def note_paused(self, lefts: dict[str, float]) -> None:
+        """Note for how many more seconds sources are paused, by their names."""
         now = self.clock()
         with self._lock:
             for name, left in lefts.items():
@@ -293,7 +296,7 @@ class Sources:
 
     async def pause(self, source: Source, seconds: float) -> None:
         """Pause a source for the whole fleet; without Redis, for this process."""
-        self._note_paused({source.name: seconds})
+        self.note_paused({source.name: seconds})
         if not self.enabled:
             return
         ahead = offset_of(self.clock)
@@ -330,7 +333,7 @@ class Sources:
     def _read_pauses(self, lefts: dict[str, float], _connection: "Connection", _sent: float) -> None:
         self._read_at = self.clock()
         if lefts or self._paused:
-            self._note_paused(lefts)
+            self.note_paused(lefts)
 
     async def _read_again(self) -> None:
         """Read the pauses if their changes are not announced, and they were not read for a while."""

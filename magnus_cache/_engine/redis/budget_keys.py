@@ -39,7 +39,7 @@ local now = time[1] * 1000000 + time[2] + ahead
 
 _HELD: Final = """
 local function text(number) return string.format('%.0f', number) end
-local function at(place) return tonumber(redis.call('HGET', KEYS[1], 't' .. text(place))) or 0 end
+local function at(place) return tonumber(redis.call('HMGET', KEYS[1], 't' .. text(place))[1]) or 0 end
 local head = redis.pcall('HMGET', KEYS[1], 'n', 'o', 'g', 'u', 'w', 'l')
 if head['err'] then
   redis.call('DEL', KEYS[1])

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from magnus_cache._engine.keys.names import Keyspace
 from magnus_cache._engine.redis import commands
 from magnus_cache._engine.redis.exchange import IGNORED, as_it_is
-from magnus_cache._engine.redis.replies import nonsense, number
+from magnus_cache._engine.redis.replies import nonsense
 from magnus_cache._engine.redis.scripts import Script
 from magnus_cache.errors import CacheUnavailableError
 
@@ -337,10 +337,10 @@ class FleetKeys:
         :raises CacheUnavailableError: at once, when Redis is known to be away or the queue is full.
         """
         # Each report that is published removes the processes that have died; see `_PUBLISH`.
-        command = _command(b"ZCARD", names.index)
+        command = _command(b"ZRANGEBYSCORE", names.index, b"-inf", b"+inf")
 
         def took(reply: Any, connection: "Connection", sent: float) -> Any:
-            return receive(number(reply), connection, sent)
+            return receive(len(_texts(reply)), connection, sent)
 
         self._wire(names.index).call(command, took, waiter)
 
