@@ -6,6 +6,7 @@ from typing import Any, Literal, TypeVar
 
 from magnus_cache._engine.redis.retries import ask_twice
 from magnus_cache._engine.runtime.observers import CacheEvent, StoredValue
+from magnus_cache._engine.store.lives import Life
 from magnus_cache._engine.store.local_writes import count_here
 from magnus_cache._engine.store.reads import Reads
 from magnus_cache._engine.store.records import KeyRef, Record
@@ -87,12 +88,12 @@ class Removals:
             self.state.observers.about(kind, ref, *fields)
 
     def tell_stored(
-        self, ref: KeyRef, place: Literal["redis", "memory"], record: Record | None, ttl: float, *, loaded: bool = False
+        self, ref: KeyRef, place: Literal["redis", "memory"], record: Record | None, life: Life, *, loaded: bool = False
     ) -> None:
         """Tell observers that a value was stored.
 
         :param record: None if only the fact is known.
-        :param ttl: seconds.
         """
         if self.state.observers.active:
-            self.state.observers.stored(ref, place, StoredValue(record, ttl, loaded))
+            seconds = self.reads.lives.seconds(life, ref.name)
+            self.state.observers.stored(ref, place, StoredValue(record, seconds, loaded))
