@@ -369,13 +369,12 @@ class ManyWrites(Writes):
 
     def tell_all_stored(self, transaction: Transaction, places: Sequence[int], *, loaded: bool = False) -> None:
         """Tell observers of the values at some places, which are stored in Redis."""
-        part = transaction.part
+        part, lives = transaction.part, transaction.times[1]
         if (log := self.state.observers.log) is not None:
             # A namespace without memory has no records.
             kept = transaction.records or self._records(part, transaction.epoch, transaction.cost)
-            for place in places:
-                value = observers.StoredValue(kept[place], transaction.times[1][place], loaded)
-                log.stored(part.refs.ref(part.names[place]), value)
+            for at in places:
+                log.stored(part.refs.ref(part.names[at]), observers.StoredValue(kept[at], lives[at], loaded))
         self.tell_many(observers.Stored, part.refs.namespace, "redis", loaded, len(places))
 
     def _give_up(self, sent: "deque[Transaction]") -> None:
