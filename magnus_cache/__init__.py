@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from magnus_cache._engine.settings.settings import CacheSettings
     from magnus_cache._engine.store.explanation import Explanation, KeyEvent
     from magnus_cache._engine.store.lifetimes import Lifetime
+    from magnus_cache._engine.store.stamps import Stamped
     from magnus_cache.errors import (
         CacheArgumentError,
         CacheBatchEncodeError,
@@ -135,6 +136,7 @@ __all__ = [
     "OutageEnded",
     "PeerInvalidated",
     "StaleServed",
+    "Stamped",
     "Stored",
     "TagsInvalidated",
     "Touched",
@@ -209,6 +211,7 @@ _HOMES: Final = {
     "_engine.runtime.observers": ("Observation",),
     "_engine.store.explanation": ("Explanation", "KeyEvent"),
     "_engine.store.lifetimes": ("Lifetime",),
+    "_engine.store.stamps": ("Stamped",),
     "_engine.coordination.health": ("Health", "NodeHealth"),
     "_engine.api.managers": (
         "AsyncCacheManager",

@@ -356,8 +356,12 @@ class FunctionCache:
             check_loop()
             return await stale.load(self.request(self.ref(args, kwargs), args, kwargs, fresh=True))
 
-        wrapper = self._wrapper(general_async, awaited=True)
-        return _with(add_operations(wrapper, self, awaited=True), invalidate=invalidate, refresh=refresh)
+        async def stamped(*args: Any, **kwargs: Any) -> Any:
+            check_loop()
+            return await stale.get_stamped(self.request(self.find(args, kwargs), args, kwargs))
+
+        wrapper = add_operations(self._wrapper(general_async, awaited=True), self, awaited=True)
+        return _with(wrapper, invalidate=invalidate, refresh=refresh, stamped=stamped)
 
     def _blocking_wrapper(self) -> Any:
         self.slow, stale = self._look_up_blocking, self.engine.stale
@@ -368,8 +372,11 @@ class FunctionCache:
         def refresh(*args: Any, **kwargs: Any) -> Any:
             return stale.load_blocking(self.request(self.ref(args, kwargs), args, kwargs, fresh=True))
 
-        wrapper = self._wrapper(general, awaited=False)
-        return _with(add_operations(wrapper, self, awaited=False), invalidate=invalidate, refresh=refresh)
+        def stamped(*args: Any, **kwargs: Any) -> Any:
+            return stale.get_stamped_blocking(self.request(self.find(args, kwargs), args, kwargs))
+
+        wrapper = add_operations(self._wrapper(general, awaited=False), self, awaited=False)
+        return _with(wrapper, invalidate=invalidate, refresh=refresh, stamped=stamped)
 
     def _wrapper(self, make: Callable[[CallKeyBuilder, HitSource], tuple[Any, Rebind]], *, awaited: bool) -> Any:
         """Return a wrapper without operations: compiled if the function is plain, else what `make` returns."""

@@ -25,6 +25,7 @@ from magnus_cache._engine.runtime.waiters import running_loop
 from magnus_cache._engine.store.batch_keys import RefMaker, equal_keys, unhashable_key
 from magnus_cache._engine.store.reads_many import look_many, look_many_blocking, weight
 from magnus_cache._engine.store.records import LARGE, MISS
+from magnus_cache._engine.store.stamps import Note
 from magnus_cache.errors import (
     CacheBatchEncodeError,
     CacheBatchError,
@@ -91,6 +92,7 @@ class _Search:
         self._names: dict[Any, bytes] = {}
         self._values: dict[bytes, Any] = {}
         self._stale: dict[bytes, Entry] = {}
+        self.notes: dict[bytes, Note] | None = None
 
     def add(self, items: Iterable[BatchItem]) -> None:
         """Add keys to the call.
@@ -124,8 +126,18 @@ class _Search:
         if value is not MISS:
             self._values[name] = value
             del self.missing[name]
+            if self.notes is not None and entry is not None:
+                self._note(item, entry, near=near, stale=False)
         elif entry is not None and not entry.negative:
             self._stale[name] = entry
+            if self.notes is not None:
+                # If it is served after all; a load notes something else.
+                self._note(item, entry, near=near, stale=True)
+
+    def _note(self, item: BatchItem, entry: Entry, *, near: bool, stale: bool) -> None:
+        if self.notes is not None:
+            self.notes[item.ref.name] = note = Note()
+            note.found(entry, near=near or not self._engine.state.reaches(item.ref.name), stale=stale)
 
     def hold_back(self) -> Generator[None, None, None]:
         """Serve stale values, in steps, for keys whose load has just failed."""
@@ -187,6 +199,7 @@ async def load_many(engine: Engine, request: BatchRequest) -> dict[Any, Any]:
             return await engine.state.workers.call(partial(loader, list(some)), flights[0].namespace if flights else "")
 
     search, portion = _Search(engine, fresh=request.fresh), Step()
+    search.notes = request.notes
     for start in range(0, len(keys), _STEP):
         search.add(map(request.locate, keys[start : start + _STEP]))
         await turn()
@@ -223,6 +236,7 @@ def load_many_blocking(engine: Engine, request: BatchRequest) -> dict[Any, Any]:
     check_callable(loader, "batch_loader")
     engine.state.portal.check_thread()
     search = _Search(engine, fresh=request.fresh)
+    search.notes = request.notes
     search.add(map(request.locate, request.keys))
     if engine.state.mode is Mode.DISABLED and request.keys:
         with as_current_load(CurrentLoad()):

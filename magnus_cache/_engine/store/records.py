@@ -65,6 +65,14 @@ class KeyRef:
             and not namespace.seal and namespace.codec is None
         )  # fmt: skip
 
+    def with_entry(self) -> "KeyRef":
+        """Return a reference whose reads return an entry, and never a payload alone."""
+        if not self.is_far:
+            return self
+        ref = KeyRef(self.namespace, self.name, self.counters, self.epoch_names, self.freshness)
+        ref.is_far = False
+        return ref
+
     def each(self) -> "tuple[KeyRef, ...]":
         """Return a reference for each name that the value may have."""
         return self.others or (self,)
