@@ -54,6 +54,6 @@ def without_the_moment_of_a_batchs_own_load() -> None:
     put(LoadsTogether, "_note", note)
 
 
-@guard(f"{HERE}::test_each_kind_of_namespace_has_stamps")
+@guard(f"{HERE}::test_what_is_never_in_memory_is_a_hit_for_blocking_callers_too")
 def without_an_entry_for_stamps_of_what_is_far() -> None:
     put(stale, "_with_entry", lambda request: request)

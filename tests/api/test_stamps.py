@@ -115,6 +115,21 @@ def test_blocking_callers_get_the_same(url: str) -> None:
         assert cache.get("t", "1", stamped=True)[0] == 1  # type: ignore[index]
 
 
+def test_what_is_never_in_memory_is_a_hit_for_blocking_callers_too(url: str) -> None:
+    far = KINDS["far"]
+    with CacheManager(redis_url=url) as cache:
+
+        @cache.cached(far, key="{number}")
+        def f(number: int) -> int:
+            return number
+
+        # From a few reads on, a thread reads by itself, and gets payloads of what is far.
+        stamps = [f.stamped(1) for _ in range(20)]
+        assert {each.as_of for each in stamps} == {stamps[0].as_of}
+        assert cache.get(far, "1", stamped=True).as_of == stamps[0].as_of  # type: ignore[union-attr]
+        assert f.cache_info()[:3] == (19, 1, 1)
+
+
 async def test_a_miss_is_the_default_itself(url: str) -> None:
     async with AsyncCacheManager(redis_url=url) as cache:
         assert await cache.get("t", "k", stamped=True) is None
