@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     )
     from magnus_cache._engine.policy.registry import register_namespace
     from magnus_cache._engine.runtime.fleet_totals import FleetProcess
+    from magnus_cache._engine.runtime.ledger import LedgerRow
     from magnus_cache._engine.runtime.observers import Observation
     from magnus_cache._engine.runtime.stats import CacheStats
     from magnus_cache._engine.settings.settings import CacheSettings
@@ -125,6 +126,7 @@ __all__ = [
     "Health",
     "Hit",
     "KeyEvent",
+    "LedgerRow",
     "Lifetime",
     "LoadEnded",
     "LoadStarted",
@@ -237,6 +239,7 @@ _HOMES: Final = {
     "protocols": ("CacheInfo",),
     "_engine.settings.settings": ("CacheSettings",),
     "_engine.runtime.fleet_totals": ("FleetProcess",),
+    "_engine.runtime.ledger": ("LedgerRow",),
     "_engine.runtime.stats": ("CacheStats",),
     "_engine.api.warming": ("WarmReport",),
 }

@@ -13,6 +13,7 @@ from rich.text import Text
 
 from magnus_cache import CacheManager, FleetProcess, __version__
 from magnus_cache._engine.api.totals import fleet_totals
+from magnus_cache._engine.runtime.ledger import money_text
 from magnus_cache.cli.common import Json, Prefix, Url, console, opened, print_json
 
 __all__ = ["add_to", "stats", "top"]
@@ -28,6 +29,9 @@ _SHORTEST: Final = 10.0
 
 _NARROW: Final = 78
 """Columns of a terminal below which some figures are left out."""
+
+_WIDE: Final = 104
+"""Columns from which there is room for all figures of money."""
 
 
 def add_to(app: typer.Typer) -> None:
@@ -54,7 +58,7 @@ def stats(
             return cache.get_stats("fleet" if fleet else "process")
 
         def shown() -> RenderableType:
-            figures = _summary(look())
+            figures = _summary(look(), cache._state.settings.currency)
             others = _other_versions(cache.get_processes()) if fleet else ""
             return Group(figures, Text(), Text(others)) if others else figures
 
@@ -75,13 +79,13 @@ def top(
 ) -> None:
     """Show the hottest namespaces and functions of the fleet, live."""
     with opened(url, prefix) as cache:
-        rates = _Rates(cache)
+        rates, currency = _Rates(cache), cache._state.settings.currency
         if json:
             print_json(rates.look())
         elif once or not console().is_terminal:
-            console().print(_hottest(rates.look()))
+            console().print(_hottest(rates.look(), currency))
         else:
-            _live(lambda: _hottest(rates.look()), every)
+            _live(lambda: _hottest(rates.look(), currency), every)
 
 
 def _repeat(show: Callable[[], object], every: float, *, watch: bool) -> None:
@@ -137,29 +141,38 @@ class _Rates:
         return rate
 
 
-def _hottest(figures: Mapping[str, Any]) -> RenderableType:
+def _hottest(figures: Mapping[str, Any], currency: str) -> RenderableType:
     head = Text.assemble(
         (f"{figures['processes']}", "bold"), " processes   hit rate ", (f"{figures['hit_rate_percent']:g} %", "bold"),
         f"   {figures['total_requests']:,} calls in the last day   Redis ",
         ("up", "green") if figures["redis_available"] else ("away", "red"),
     )  # fmt: skip
     width = max((len(name) for part in ("namespaces", "functions") for name in figures[part]), default=0)
-    tables = (_table(title, figures[f"{title}s"], width) for title in ("namespace", "function"))
+    tables = (_table(title, figures[f"{title}s"], currency, width) for title in ("namespace", "function"))
     return Group(head, *tables)
 
 
-def _table(title: str, rows: Mapping[str, Mapping[str, Any]], width: int = 0) -> Table:
+def _table(title: str, rows: Mapping[str, Mapping[str, Any]], currency: str, width: int = 0) -> Table:
     """Return the rows, hottest first.
 
+    :param currency: of the columns of money, which are there if anything cost money.
     :param width: of the first column at least, if there is room; so that the columns of two tables are aligned.
     """
     table = Table(box=None, pad_edge=False, header_style="bold", expand=False)
-    columns = ("calls/s", "calls", "hits", "loads", "mean load", "saved")
+    columns: tuple[str, ...] = ("calls/s", "calls", "hits", "loads", "mean load", "saved")
+    if any(row["spent"] or row["saved"] for row in rows.values()):
+        # In a terminal of the usual width, money takes the place of the time that a load takes.
+        wide = console().width >= _WIDE
+        columns = ("calls/s", "calls", "hits", "loads", *(("mean load",) if wide else ()), "saved", "money saved")
+        columns += ("spent",) if wide else ()
     shown = columns if console().width >= _NARROW else columns[:3]
     most = max(8, console().width - 11 * len(shown))
     table.add_column(title, overflow="ellipsis", no_wrap=True, min_width=min(width, most), max_width=most)
     for name in shown:
         table.add_column(name, justify="right", no_wrap=True, min_width=9)
+
+    def money(amount: float, row: Mapping[str, Any]) -> str:
+        return money_text(amount, currency) if row["spent"] or row["saved"] else ""
 
     def heat(row: Mapping[str, Any]) -> tuple[float, float]:
         return row["calls_per_second"] or 0.0, row["calls"]
@@ -167,12 +180,14 @@ def _table(title: str, rows: Mapping[str, Mapping[str, Any]], width: int = 0) ->
     for name, row in sorted(rows.items(), key=lambda item: heat(item[1]), reverse=True)[:_MOST_ROWS]:
         rate = row["calls_per_second"]
         mean = f"{row['load_seconds'] / row['loads'] * 1000:,.1f} ms" if row["loads"] else ""
-        cells = (
-            "" if rate is None else f"{rate:,.1f}", f"{row['calls']:,}", f"{row['hit_rate_percent']:g} %",
-            f"{row['loads']:,}", mean, f"{row['saved_seconds']:,.1f} s",
-        )  # fmt: skip
+        cells = {
+            "calls/s": "" if rate is None else f"{rate:,.1f}", "calls": f"{row['calls']:,}",
+            "hits": f"{row['hit_rate_percent']:g} %", "loads": f"{row['loads']:,}", "mean load": mean,
+            "saved": f"{row['saved_seconds']:,.1f} s", "money saved": money(row["saved"], row),
+            "spent": money(row["spent"], row),
+        }  # fmt: skip
         # No markup: the name of a function may have brackets.
-        table.add_row(Text(name), *cells[: len(shown)])
+        table.add_row(Text(name), *(Text(cells[column]) for column in shown))
     if not rows:
         table.add_row("none yet")
     return table
@@ -190,7 +205,7 @@ def _other_versions(processes: Sequence[FleetProcess]) -> str:
     )
 
 
-def _summary(figures: Mapping[str, Any]) -> RenderableType:
+def _summary(figures: Mapping[str, Any], currency: str) -> RenderableType:
     table = Table(box=None, pad_edge=False, show_header=False)
     table.add_column(no_wrap=True)
     table.add_column()
@@ -208,5 +223,5 @@ def _summary(figures: Mapping[str, Any]) -> RenderableType:
             for name, row in figures[part].items()
         }
         if rows:
-            parts += [Text(), _table(title, rows)]
+            parts += [Text(), _table(title, rows, currency)]
     return Group(*parts)

@@ -10,7 +10,7 @@ from magnus_cache import CacheManager, CacheStats
 from magnus_cache.dashboard import charts, rows
 from magnus_cache.dashboard.texts import duration_text, milliseconds_text, plain_text
 from magnus_cache.dashboard.tools import browse_keys, clear_values
-from magnus_cache.dashboard.watch import View, Watch
+from magnus_cache.dashboard.watch import DAYS, View, Watch
 
 __all__ = ["draw"]
 
@@ -50,8 +50,8 @@ def _draw(cache: CacheManager, every: float) -> None:
     watch = _watch_of(id(cache._state), cache, every)
     refreshed = partial(st.fragment, run_every=every)
     refreshed(_overview)(watch, cache)
-    *tables, keys, clear = st.tabs(["Namespaces", "Functions", "Processes", "Outages", "Keys", "Clear"])
-    shown: list[Callable[[View, CacheStats], None]] = [_namespaces, _functions, _processes, _outages]
+    *tables, keys, clear = st.tabs(["Namespaces", "Functions", "Bill", "Processes", "Outages", "Keys", "Clear"])
+    shown: list[Callable[[View, CacheStats], None]] = [_namespaces, _functions, _bill, _processes, _outages]
     for tab, show in zip(tables, shown, strict=True):
         with tab:
             refreshed(_table)(watch, show)
@@ -143,21 +143,41 @@ def _table(watch: Watch, show: Callable[[View, CacheStats], None]) -> None:
     show(view, view.figures)
 
 
-def _namespaces(_: View, figures: CacheStats) -> None:
-    _groups("Namespace", figures["namespaces"], "No namespace was used in the last 24 hours.")
+def _namespaces(view: View, figures: CacheStats) -> None:
+    _groups("Namespace", figures["namespaces"], view.currency, "No namespace was used in the last 24 hours.")
 
 
-def _functions(_: View, figures: CacheStats) -> None:
-    _groups("Function", figures["functions"], "No cached function was called in the last 24 hours.")
+def _functions(view: View, figures: CacheStats) -> None:
+    _groups("Function", figures["functions"], view.currency, "No cached function was called in the last 24 hours.")
 
 
-def _groups(title: str, figures: dict[str, dict[str, Any]], nothing: str) -> None:
+def _bill(view: View, _: CacheStats) -> None:
+    if not view.ledger:
+        st.caption(f"No cached value was looked up in the last {DAYS} days.")
+        return
+    if not any(row.spent or row.saved for row in view.ledger):
+        st.caption("No load has a price. Say what one costs: `@cache.cached(..., cost=0.002)`.")
+    columns = st.column_config
+    st.dataframe(
+        rows.days(view.ledger, view.currency), hide_index=True,
+        column_config={
+            "Calls": columns.NumberColumn(format="localized"),
+            "Loads": columns.NumberColumn(format="localized"),
+            "Of the bill": columns.ProgressColumn(
+                format="%.1f %%", min_value=0, max_value=100, color=charts.BLUE,
+                help="By how much the cache lowered what loads would have cost without it",
+            ),
+        },
+    )  # fmt: skip
+
+
+def _groups(title: str, figures: dict[str, dict[str, Any]], currency: str, nothing: str) -> None:
     if not figures:
         st.caption(nothing)
         return
     columns = st.column_config
     saved = f"Time saved, {rows.saved_unit(figures.values())[1]}"
-    table = rows.groups(title, figures)
+    table = rows.groups(title, figures, currency)
     st.dataframe(
         table, hide_index=True,
         column_config={

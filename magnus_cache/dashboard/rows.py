@@ -2,10 +2,11 @@
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from typing import Any, Final, NamedTuple
 
-from magnus_cache import CacheStats, FleetProcess
+from magnus_cache import CacheStats, FleetProcess, LedgerRow
+from magnus_cache._engine.runtime.ledger import money_text
 from magnus_cache.dashboard.texts import (
     NOTHING,
     bytes_text,
@@ -20,6 +21,7 @@ from magnus_cache.dashboard.watch import View
 __all__ = [
     "Columns",
     "Metric",
+    "days",
     "decimals",
     "failures",
     "groups",
@@ -27,6 +29,7 @@ __all__ = [
     "latencies",
     "metrics",
     "outages",
+    "priced",
     "processes",
     "saved_unit",
     "shown_minutes",
@@ -58,14 +61,17 @@ def metrics(view: View) -> list[Metric]:
     spaces = list(figures.get("namespaces", {}).values())
     loads, seconds = sum(row["loads"] for row in spaces), sum(row["load_seconds"] for row in spaces)
     near = sum(row["l1_hits"] for row in spaces)
+    spent, kept = (float(sum(row[name] for row in spaces)) for name in ("spent", "saved"))
+    bill = f"{percent_text(kept, spent + kept)} of the bill"
+    money = [Metric("Money saved", money_text(kept, view.currency), bill)] if spent or kept else []
     mean = f"{milliseconds_text(1_000 * seconds / loads)} a load" if loads else None
     return [
         Metric(
             "Hit rate", percent_text(hits, total), f"{percent_text(near, total)} from memory" if total else None
         ),
         Metric("Calls", count_text(total) if view.figures else NOTHING, _rate(view.minutes)),
-        # Money saved belongs beside this, once calls have a price.
         Metric("Time saved", duration_text(_saved(spaces)) if loads else NOTHING, mean),
+        *money,
         Metric("Keys in Redis", _count(figures.get("redis_total_keys")), _memory(figures.get("redis_used_memory"))),
         Metric(
             "Processes", _count(figures.get("processes")),
@@ -165,8 +171,11 @@ def saved_unit(rows: Iterable[Mapping[str, Any]]) -> tuple[int, str]:
     return next(((span, unit) for span, unit in _UNITS if most >= 10 * span), _UNITS[-1])
 
 
-def groups(title: str, rows: Mapping[str, Mapping[str, Any]]) -> Columns:
-    """Return a table of namespaces or functions, the one with most calls first."""
+def groups(title: str, rows: Mapping[str, Mapping[str, Any]], currency: str = "") -> Columns:
+    """Return a table of namespaces or functions, the one with most calls first.
+
+    It has columns of money if anything in it cost money.
+    """
     span, unit = saved_unit(rows.values())
     calls = {name: row["hit_count"] + row["miss_count"] for name, row in rows.items()}
     names = sorted(rows, key=lambda name: (-calls[name], name))
@@ -187,9 +196,36 @@ def groups(title: str, rows: Mapping[str, Mapping[str, Any]]) -> Columns:
     table["Mean load, ms"] = [
         1_000 * row["load_seconds"] / row["loads"] if row["loads"] else None for row in sorted_rows
     ]
-    # Money saved belongs beside this, once calls have a price.
     table[f"Time saved, {unit}"] = [row["saved_seconds"] / span if row["loads"] else None for row in sorted_rows]
+    if any(map(priced, sorted_rows)):
+        for column, name in (("Money saved", "saved"), ("Money spent", "spent")):
+            table[column] = [money_text(row[name], currency) if priced(row) else None for row in sorted_rows]
     return table
+
+
+def priced(row: Mapping[str, Any]) -> bool:
+    """Return whether the loads of a namespace or function cost money."""
+    return bool(row["spent"] or row["saved"])
+
+
+def days(ledger: Sequence[LedgerRow], currency: str) -> Columns:
+    """Return a table of the bill by day, the last day first."""
+    found: dict[date, list[LedgerRow]] = {}
+    for row in ledger:
+        found.setdefault(row.day, []).append(row)
+    rows = [(day, found[day]) for day in sorted(found, reverse=True)]
+    spent = [sum(row.spent for row in some) for _, some in rows]
+    kept = [sum(row.saved for row in some) for _, some in rows]
+    return {
+        "Day (UTC)": [day.isoformat() for day, _ in rows],
+        "Calls": [_whole(sum(row.hits + row.misses for row in some)) for _, some in rows],
+        "Loads": [_whole(sum(row.loads for row in some)) for _, some in rows],
+        "Time saved": [duration_text(sum(row.saved_seconds for row in some)) for _, some in rows],
+        "Money spent": [money_text(amount, currency) for amount in spent],
+        "Money saved": [money_text(amount, currency) for amount in kept],
+        "Of the bill": [100.0 * less / (less + paid) if less + paid else None
+                        for less, paid in zip(kept, spent, strict=True)],
+    }  # fmt: skip
 
 
 def _whole(count: int) -> int:

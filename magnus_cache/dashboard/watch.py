@@ -4,12 +4,16 @@ import threading
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
-from magnus_cache import CacheManager, CacheStats, FleetProcess, Health
+from magnus_cache import CacheManager, CacheStats, FleetProcess, Health, LedgerRow
 from magnus_cache._engine.runtime.clock import monotonic
 
-__all__ = ["MINUTES", "Outage", "View", "Watch"]
+__all__ = ["DAYS", "MINUTES", "Outage", "View", "Watch"]
 
 MINUTES: Final = 120
+DAYS: Final = 30
+_LEDGER: Final = 60.0
+"""Seconds between two looks at the ledger, which is one hash a day."""
+
 _SHARE: Final = 4
 """A look takes at most a quarter of the time: the sums of a fleet with many functions are large."""
 
@@ -42,6 +46,10 @@ class View(NamedTuple):
     """Those that were seen while the fleet was watched, the latest first."""
     alone: bool
     """Whether the cache has no Redis, and the figures are those of one process."""
+    ledger: Sequence[LedgerRow] = ()
+    """What each namespace has cost and saved on each of the last `DAYS` days."""
+    currency: str = ""
+    """That of the settings, for display."""
 
     @property
     def empty(self) -> bool:
@@ -65,6 +73,8 @@ class Watch:
         self._figures: CacheStats | None = None
         self._minutes: Sequence[CacheStats] = ()
         self._processes: Sequence[FleetProcess] = ()
+        self._ledger: Sequence[LedgerRow] = ()
+        self._ledger_at = -_LEDGER
         self._problem: str | None = None
         self._away: tuple[str, float] | None = None
         """Why Redis is away, and since when."""
@@ -85,13 +95,13 @@ class Watch:
                 outages.insert(0, Outage(self._away[0], now - self._away[1], 0.0))
             return View(
                 self._figures, self._minutes, self._processes, now - self._at, health, self._problem, outages,
-                self._alone,
+                self._alone, self._ledger, self._cache._state.settings.currency,
             )  # fmt: skip
 
     def expire(self) -> None:
         """Have the next look ask Redis, as after a clear."""
         with self._lock:
-            self._next = 0.0
+            self._next, self._ledger_at = 0.0, -_LEDGER
 
     @property
     def _alone(self) -> bool:
@@ -101,6 +111,7 @@ class Watch:
         health = self._health = self._cache.ping()
         if self._alone:
             self._figures, self._at = self._cache.get_stats("fleet"), monotonic()
+            self._ledger = self._cache.get_ledger(1)
             return health
         is_there = bool(health) or any(health.nodes)
         self._note(None if is_there else str(health.reason))
@@ -115,6 +126,8 @@ class Watch:
             return health
         self._figures, self._minutes, self._processes = figures, minutes, self._cache.get_processes()
         self._problem, self._at = None, monotonic()
+        if self._at - self._ledger_at >= _LEDGER:
+            self._ledger, self._ledger_at = self._cache.get_ledger(DAYS), self._at
         return health
 
     def _note(self, reason: str | None) -> None:

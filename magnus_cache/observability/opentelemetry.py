@@ -21,6 +21,7 @@ from typing import Any, Final, Self, TypeAlias
 from magnus_cache import AsyncCacheManager, CacheManager, __version__, get_cache_manager
 from magnus_cache._engine.api.process_wide import PROCESS
 from magnus_cache._engine.api.totals import process_totals
+from magnus_cache._engine.runtime.stats import NANOS
 from magnus_cache.events import CacheEvent, LoadEnded, LoadStarted
 from magnus_cache.observability.libraries import library
 
@@ -51,6 +52,12 @@ _OF_NAMESPACES: Final = {
     "unstorable": ("unstorable_values", "{value}", "Results that were returned but could not be stored."),
 }
 """Further counters of a namespace, by their names in `Counters`: name, unit and description."""
+
+_MONEY: Final = {
+    "spent_nanos": ("spent", "1", "Money that the loads have cost, in the unit of cost=."),
+    "saved_nanos": ("saved", "1", "Money that hits have saved, in the unit of cost=."),
+}
+"""Sums of money of a namespace, in billionths."""
 
 _OF_PROCESS: Final = {
     "evictions": ("evictions", "{value}", "Entries that made room in memory for others."),
@@ -104,6 +111,8 @@ class Instrumentation:
         counter("loads", "{load}", "Loads that returned or raised.", _loads)
         for count, about in _OF_NAMESPACES.items():
             counter(*about, _of_namespaces(count))
+        for count, about in _MONEY.items():
+            counter(*about, _of_namespaces(count, NANOS))
         for count, about in _OF_PROCESS.items():
             counter(*about, _of_process(count))
         counter("redis.errors", "{exchange}", "Failed exchanges with Redis.", _errors)
@@ -194,10 +203,16 @@ def _loads(state: Any) -> Iterator[tuple[float, _Attributes]]:
         yield counters.load_errors, {"cache.namespace": namespace, "result": "error"}
 
 
-def _of_namespaces(count: str) -> _Read:
+def _of_namespaces(count: str, parts: int = 1) -> _Read:
+    """Return what reads a count of all namespaces.
+
+    :param parts: of how many parts a whole is that is exported.
+    """
+
     def read(state: Any) -> Iterator[tuple[float, _Attributes]]:
         for namespace, counters in state.stats.by_namespace().items():
-            yield getattr(counters, count), {"cache.namespace": namespace}
+            found = getattr(counters, count)
+            yield found if parts == 1 else found / parts, {"cache.namespace": namespace}
 
     return read
 

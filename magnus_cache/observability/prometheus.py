@@ -26,7 +26,7 @@ import anyio.to_thread
 from magnus_cache import AsyncCacheManager, CacheManager, __version__, get_cache_manager
 from magnus_cache._engine.api.totals import Totals, fleet_totals, may_wait, process_totals
 from magnus_cache._engine.runtime.log import say_once
-from magnus_cache._engine.runtime.stats import Counters, Histogram
+from magnus_cache._engine.runtime.stats import NANOS, Counters, Histogram
 from magnus_cache.errors import CacheArgumentError
 from magnus_cache.observability.libraries import library
 
@@ -65,6 +65,12 @@ _OF_NAMESPACES: Final = {
     "errors": ("failed_exchanges", "Exchanges with Redis that failed."),
 }
 """The counters of a namespace, by their names in `Counters`: the name of the series, and what it counts."""
+
+_MONEY: Final = {
+    "spent_nanos": ("spent", "Money that the loads have cost, in the unit of cost=."),
+    "saved_nanos": ("saved", "Money that hits have saved, in the unit of cost=."),
+}
+"""Sums of money, in billionths."""
 
 _OF_FUNCTIONS: Final = ("misses", "loads", "load_errors")
 
@@ -172,6 +178,7 @@ class _Families:
                                    (*each, "level"))  # fmt: skip
         self._of_namespaces = {count: self._counter(name, text, each) for count, (name, text) in _OF_NAMESPACES.items()}
         self._load_seconds = self._counter("load_seconds", "What the loads that returned took, in seconds.", each)
+        self._money = {count: self._counter(name, text, each) for count, (name, text) in _MONEY.items()}
         self._of_functions: dict[str, CounterMetricFamily] = {}
         if functions:
             names = (*each, "function")
@@ -182,6 +189,7 @@ class _Families:
                     for count in _OF_FUNCTIONS
                 },
                 "load_seconds": self._counter("function_load_seconds", "What its loads took, in seconds.", names),
+                **{count: self._counter(f"function_{name}", text, names) for count, (name, text) in _MONEY.items()},
             }
         self._errors = self._counter("redis_errors", "Failed exchanges with Redis, by reason.", (*labels, "reason"))
         self._of_processes = {count: self._counter(name, text, labels) for count, (name, text) in _OF_PROCESSES.items()}
@@ -232,6 +240,8 @@ class _Families:
             for count, metric in self._of_namespaces.items():
                 metric.add_metric(names, getattr(counters, count))
             self._load_seconds.add_metric(names, counters.load_micros / 1e6)
+            for count, metric in self._money.items():
+                metric.add_metric(names, getattr(counters, count) / NANOS)
         for (namespace, function), counters in sorted(counts.functions.items()):
             for count, metric in self._of_functions.items():
                 metric.add_metric((*labels, namespace, function), _of_function(counters, count))
@@ -248,6 +258,9 @@ class _Families:
 def _of_function(counters: Counters, count: str) -> float:
     if count == "hits":
         return counters.l1_hits + counters.l2_hits
+    if count in _MONEY:
+        money: float = getattr(counters, count) / NANOS
+        return money
     value: float = counters.load_micros / 1e6 if count == "load_seconds" else getattr(counters, count)
     return value
 

@@ -43,3 +43,13 @@ def without_sharing_the_figures_among_pages() -> None:
 @guard(f"{HERE}::test_a_history_of_two_hours")
 def without_leaving_out_the_minute_that_is_not_complete() -> None:
     rewrite(rows.shown_minutes, "minutes[:-1][-count:]", "minutes[-count:]")
+
+
+@guard(f"{HERE}::test_the_ledger_is_looked_up_once_a_minute")
+def without_a_pause_between_looks_at_the_ledger() -> None:
+    rewrite(watch.Watch._asked, "self._at - self._ledger_at >= _LEDGER", "True")
+
+
+@guard(f"{HERE}::test_money_is_shown_once_calls_have_a_price")
+def without_telling_what_has_a_price() -> None:
+    put(rows, "priced", lambda row: True)

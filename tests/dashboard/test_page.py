@@ -147,6 +147,48 @@ def test_it_shows_the_figures_of_the_fleet(opened: Opened, url: str, cache: Cach
         assert len(page.get("vega_lite_chart")) == 3
 
 
+def test_money_is_shown_once_calls_have_a_price(
+    opened: Opened, url: str, cache: CacheManager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MAGNUS_CACHE_CURRENCY", "$")
+    use(cache)
+    page = opened("--url", url)
+    assert "Money saved" not in metrics(page)
+    assert "No load has a price." in words(page)
+    assert "Money saved" not in table(page, "Namespace")[0]
+
+    @cache.cached("models", cost=lambda answer: len(answer) / 4)
+    def answer(question: str) -> str:
+        return question * 2
+
+    for _ in range(4):
+        assert answer("ab") == "abab"
+    cache.get_stats("fleet")
+    st.cache_resource.clear()
+    page = opened("--url", url)
+    assert metrics(page)["Money saved"] == ("$3.00", "75.0 % of the bill")
+    rows = {row["Namespace"]: row for row in table(page, "Namespace")}
+    assert (rows["models"]["Money saved"], rows["models"]["Money spent"]) == ("$3.00", "$1.00")
+    assert rows["quotes"]["Money saved"] is None
+    (function,) = [row for row in table(page, "Function") if row["Namespace"] == "models"]
+    assert function["Money saved"] == "$3.00"
+    (day,) = table(page, "Day (UTC)")
+    assert (day["Calls"], day["Loads"], day["Of the bill"]) == (32, 15, 75)
+    assert (day["Money spent"], day["Money saved"]) == ("$1.00", "$3.00")
+    assert "No load has a price." not in words(page)
+
+
+def test_the_ledger_is_looked_up_once_a_minute(cache: CacheManager) -> None:
+    use(cache)
+    watch = Watch(cache, 0)
+    first = watch.look().ledger
+    assert {row.namespace for row in first} == {"quotes", "users"}
+    cache.get("quotes", 1)
+    assert watch.look().ledger is first
+    watch.expire()
+    assert sum(row.hits for row in watch.look().ledger) == sum(row.hits for row in first) + 1
+
+
 def test_a_page_looks_again(opened: Opened, url: str, cache: CacheManager) -> None:
     page = opened("--url", url)
     use(cache)

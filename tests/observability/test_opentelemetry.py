@@ -84,7 +84,7 @@ def attributes_of(span: ReadableSpan) -> dict[str, Any]:
 async def test_an_exporter_sees_the_figures_of_the_process(url: str, telemetry: Telemetry) -> None:
     async with AsyncCacheManager(redis_url=url, prefix="mine") as cache, AsyncCacheManager(redis_url=url) as other:
         with telemetry.of(cache):
-            await cache.get_or_set("t", SECRET, lambda: 1)
+            await cache.get_or_set("t", SECRET, lambda: 1, cost=0.25)
             assert await cache.get("t", SECRET) == 1
             await cache.get("u", SECRET)
             with pytest.raises(ZeroDivisionError):
@@ -98,6 +98,8 @@ async def test_an_exporter_sees_the_figures_of_the_process(url: str, telemetry: 
             assert telemetry.value("stores", cache_namespace="t") == 1
             assert telemetry.value("memory.entries", cache_name="mine") == (await cache.get_stats())["in_memory_keys"]
             assert telemetry.value("memory.size") > 0
+            assert telemetry.value("spent", cache_namespace="t") == 0.25
+            assert telemetry.value("saved", cache_namespace="t") == 0
             assert telemetry.value("outages") == 0
             points = telemetry.points()
             durations = {

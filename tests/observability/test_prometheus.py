@@ -180,6 +180,18 @@ def test_a_scrape_shows_what_the_statistics_of_the_fleet_show(cache: CacheManage
             assert summed(series, f"{name}_sum") > 0
 
 
+def test_money_has_series_of_its_own(cache: CacheManager) -> None:
+    @cache.cached("t", cost=0.25)
+    def double(number: int) -> int:
+        return 2 * number
+
+    assert [double(1), double(1), double(1)] == [2, 2, 2]
+    series = scraped(cache, functions=True)
+    for name in ("", "function_"):
+        assert summed(series, f"{name}spent_total", namespace="t") == 0.25
+        assert summed(series, f"{name}saved_total", namespace="t") == 0.5
+
+
 def test_functions_have_series_of_their_own_if_asked_for(cache: CacheManager) -> None:
     @cache.cached("t")
     def double(number: int) -> int:

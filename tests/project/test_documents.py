@@ -218,6 +218,7 @@ CHECKS: dict[tuple[str, ...], Callable[..., object]] = {
     ("quotes", "cache"): lambda quotes, cache: _equal(
         quotes(["AAPL", "MSFT", "IBM"]), {"AAPL": 4, "MSFT": 4, "IBM": 3}
     ),
+    ("summary", "today"): lambda _, today: _equal((today.spent, today.saved, today.saved_percent), (0.004, 0.016, 80)),
     ("report",): lambda report: _equal((report.loaded, report.failed), (2, 0)),
     ("read_user", "put_user", "ready"): lambda *names: asyncio.run(_read_and_changed(*names)),
     ("quote_table", "page"): _drawn,

@@ -6,13 +6,14 @@ from collections.abc import AsyncGenerator
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from magnus_cache._engine.api.explain import explain
-from magnus_cache._engine.api.fleet import history, processes
+from magnus_cache._engine.api.fleet import history, ledger, processes
 from magnus_cache._engine.api.life import AsyncLife
 from magnus_cache._engine.api.local_stats import local_stats
 from magnus_cache._engine.api.scanning import scan
 from magnus_cache._engine.keys.globs import ClearScope, prefix_pattern
 from magnus_cache._engine.runtime.annotations import readable
 from magnus_cache._engine.runtime.fleet_totals import FleetProcess
+from magnus_cache._engine.runtime.ledger import LedgerBy, LedgerRow
 from magnus_cache._engine.runtime.loops import check_loop
 from magnus_cache._engine.runtime.stats import CacheStats
 from magnus_cache._engine.store.explanation import Explanation
@@ -90,6 +91,19 @@ class AsyncAdministration(AsyncLife):
         """
         check_loop()
         return await history(self._state, minutes)
+
+    async def get_ledger(self, days: int = 30, *, by: LedgerBy = "namespace") -> list[LedgerRow]:
+        """Return what loads have cost and hits have saved in the fleet, by day; empty while Redis does not answer.
+
+        The days are those of UTC by the clock of Redis, the present one last; one without calls has no rows. Without
+        Redis in the settings, what this process has counted is all of today.
+
+        :param days: how many, 1 to 62.
+        :param by: whether there is a row for each namespace or for each decorated function, a day.
+        :raises CacheArgumentError: for another number, or another `by`.
+        """
+        check_loop()
+        return await ledger(self._state, days, by)
 
     async def get_processes(self) -> list[FleetProcess]:
         """Return the processes that used their cache in the last half minute, the oldest first; empty without Redis."""

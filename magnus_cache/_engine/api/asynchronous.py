@@ -19,7 +19,9 @@ from magnus_cache._engine.api.set_many import set_many
 from magnus_cache._engine.api.stamped import get_stamped, load_many_stamped
 from magnus_cache._engine.api.warming import ProgressCallback, WarmOptions, WarmReport, warm
 from magnus_cache._engine.codec import decode
+from magnus_cache._engine.loading.money import count_saved
 from magnus_cache._engine.loading.request import BatchLoader, BatchRequest, LoadRequest
+from magnus_cache._engine.policy.costs import AnyCost, checked_cost
 from magnus_cache._engine.policy.modes import Mode
 from magnus_cache._engine.policy.options import (
     AnyLoader,
@@ -218,30 +220,30 @@ class AsyncCache(AsyncAtomic, AsyncReading, AsyncAdministration):
     async def get_or_set(
         self, namespace: str, key: Any, loader: Callable[[], Awaitable[T]], ttl: AnyTtl = None, tags: AnyTags = (),
         strict: bool | None = None, *, skip_if: SkipIf = None, state_of: StateOf = None, returns: Any = None,
-        stamped: Literal[False] = False, **freshness: Unpack[FreshnessOptions],
+        cost: AnyCost = None, stamped: Literal[False] = False, **freshness: Unpack[FreshnessOptions],
     ) -> T: ...  # fmt: skip
     @overload
     async def get_or_set(
         self, namespace: str, key: Any, loader: Callable[[], T], ttl: AnyTtl = None, tags: AnyTags = (),
         strict: bool | None = None, *, skip_if: SkipIf = None, state_of: StateOf = None, returns: Any = None,
-        stamped: Literal[False] = False, **freshness: Unpack[FreshnessOptions],
+        cost: AnyCost = None, stamped: Literal[False] = False, **freshness: Unpack[FreshnessOptions],
     ) -> T: ...  # fmt: skip
     @overload
     async def get_or_set(
         self, namespace: str, key: Any, loader: Callable[[], Awaitable[T]], ttl: AnyTtl = None, tags: AnyTags = (),
         strict: bool | None = None, *, skip_if: SkipIf = None, state_of: StateOf = None, returns: Any = None,
-        stamped: Literal[True], **freshness: Unpack[FreshnessOptions],
+        cost: AnyCost = None, stamped: Literal[True], **freshness: Unpack[FreshnessOptions],
     ) -> Stamped[T]: ...  # fmt: skip
     @overload
     async def get_or_set(
         self, namespace: str, key: Any, loader: Callable[[], T], ttl: AnyTtl = None, tags: AnyTags = (),
         strict: bool | None = None, *, skip_if: SkipIf = None, state_of: StateOf = None, returns: Any = None,
-        stamped: Literal[True], **freshness: Unpack[FreshnessOptions],
+        cost: AnyCost = None, stamped: Literal[True], **freshness: Unpack[FreshnessOptions],
     ) -> Stamped[T]: ...  # fmt: skip
     async def get_or_set(
         self, namespace: str, key: Any, loader: AnyLoader[Any], ttl: AnyTtl = None, tags: AnyTags = (),
         strict: bool | None = None, *, skip_if: SkipIf = None, state_of: StateOf = None, returns: Any = None,
-        stamped: bool = False, **freshness: Unpack[FreshnessOptions],
+        cost: AnyCost = None, stamped: bool = False, **freshness: Unpack[FreshnessOptions],
     ) -> Any:  # fmt: skip
         """Return the stored value. If there is none, load and store it, once for all callers in the whole fleet.
 
@@ -260,6 +262,7 @@ class AsyncCache(AsyncAtomic, AsyncReading, AsyncAdministration):
             the namespace's setting.
         :param freshness: options that replace those of the namespace's policy: ``grace``, ``soft_timeout``,
             ``hard_timeout``, ``early``, ``jitter``, ``retry``, ``negative``; see `Freshness`.
+        :param cost: what one load costs in money, or a function of the value; see `cached`.
         :raises CacheArgumentError: for a namespace, key, loader, ttl, tags or option that cannot be used.
         :raises CacheEncodeError: if the result cannot be stored, and `strict` is set.
         :raises CacheTimeoutError: after the policy's ``hard_timeout``, if there is no stale value.
@@ -272,6 +275,9 @@ class AsyncCache(AsyncAtomic, AsyncReading, AsyncAdministration):
         ref = self._reads.ref(namespace, key, freshness)
         tag_rule = TagRule(tags)
         options = LoadOptions(validate_ttl(ttl), checked_skip(skip_if), tag_rule, strict=strict, function=loader)
+        if cost is not None:
+            options.priced(checked_cost(cost))
+            ref = ref.with_entry()
         names = tag_rule.of_call({})
         if state_of is not None or stamped:
             options.state_of = checked_state_of(state_of)
@@ -286,13 +292,17 @@ class AsyncCache(AsyncAtomic, AsyncReading, AsyncAdministration):
                     value = await self._reads.open_anyway(ref, entry)
                 if value is not MISS:
                     ref.counters.l1_hits += 1
+                    if options.saves is not None:
+                        count_saved(ref.counters, options.saves, entry)
                     if self._state.observers.active:
                         self._state.observers.hit(ref, "l1")
                     return value
             if ref.freshness is not NO_POLICY:
                 return await self._engine.stale.get(LoadRequest(ref, loader, options, names))
-            if (value := await self._reads.open(ref, await self._reads.read(ref))) is not MISS:
+            if (value := await self._reads.open(ref, entry := await self._reads.read(ref))) is not MISS:
                 ref.counters.l2_hits += 1
+                if options.saves is not None:
+                    count_saved(ref.counters, options.saves, entry)
                 if self._state.observers.active:
                     self._state.observers.hit(ref, "l2")
                 return value
@@ -307,18 +317,18 @@ class AsyncCache(AsyncAtomic, AsyncReading, AsyncAdministration):
     async def get_or_set_many(
         self, namespace: str, keys: Iterable[Any], batch_loader: BatchLoader, ttl: Duration | None = None,
         tags: AnyTags = (), *, skip_if: SkipIf = None, strict: bool | None = None, returns: Any = None,
-        stamped: Literal[False] = False,
+        cost: AnyCost = None, stamped: Literal[False] = False,
     ) -> dict[Any, Any]: ...  # fmt: skip
     @overload
     async def get_or_set_many(
         self, namespace: str, keys: Iterable[Any], batch_loader: BatchLoader, ttl: Duration | None = None,
         tags: AnyTags = (), *, skip_if: SkipIf = None, strict: bool | None = None, returns: Any = None,
-        stamped: Literal[True],
+        cost: AnyCost = None, stamped: Literal[True],
     ) -> dict[Any, Stamped[Any]]: ...  # fmt: skip
     async def get_or_set_many(
         self, namespace: str, keys: Iterable[Any], batch_loader: BatchLoader, ttl: Duration | None = None,
         tags: AnyTags = (), *, skip_if: SkipIf = None, strict: bool | None = None, returns: Any = None,
-        stamped: bool = False,
+        cost: AnyCost = None, stamped: bool = False,
     ) -> dict[Any, Any]:  # fmt: skip
         """Return the values by key, in the order of `keys`; load the missing ones in one call.
 
@@ -330,6 +340,7 @@ class AsyncCache(AsyncAtomic, AsyncReading, AsyncAdministration):
         :param skip_if: called with each loaded value; if it returns true, the value is not stored.
         :param returns: the type of the values, or of the mapping; see `get_or_set`.
         :param stamped: return each value as a `Stamped`; see `get_or_set`.
+        :param cost: what the load of one key costs in money, or a function of its value; see `cached`.
         :raises CacheArgumentError: for a namespace, key, loader, ttl or tags that cannot be used.
         :raises CacheBatchError: if some keys could not be loaded. It has the values of the others.
         :raises Exception: what the loader raises, if it was called for all keys without a value.
@@ -339,6 +350,7 @@ class AsyncCache(AsyncAtomic, AsyncReading, AsyncAdministration):
             codec.register_hint(returns, batch_loader)
         life = None if ttl is None else seconds(ttl)
         options = LoadOptions(life, checked_skip(skip_if), TagRule(tags), strict=strict, function=batch_loader)
+        options.priced(checked_cost(cost))
         locate = locator(self._engine, namespace, options)
         load = load_many_stamped if stamped else load_many
         return await load(self._engine, BatchRequest(as_list(keys, "keys"), locate, batch_loader, options))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
-from typing import Any, Final, Unpack
+from typing import Any, Unpack
 
 from magnus_cache._engine.api.cached import KeyOptions, load_options_factory, make_decorator
 from magnus_cache._engine.api.cached_many import make_batch_decorator
@@ -13,20 +13,17 @@ from magnus_cache._engine.codec.typed_results import typed
 from magnus_cache._engine.coordination.state import State
 from magnus_cache._engine.keys.names import check_name
 from magnus_cache._engine.keys.versions import Version
+from magnus_cache._engine.policy.costs import AnyCost, nanos_of
 from magnus_cache._engine.policy.options import AnyTtl
 from magnus_cache._engine.policy.tags import AnyTags
 from magnus_cache._engine.runtime.annotations import readable
 from magnus_cache._engine.runtime.observers import CacheEvent, Observation, Observers
-from magnus_cache._engine.runtime.stats import NANOS
 from magnus_cache._engine.runtime.workers import is_async
-from magnus_cache.errors import CacheArgumentError, CacheTypeError
+from magnus_cache.errors import CacheTypeError
 from magnus_cache.freshness import FreshnessOptions
 from magnus_cache.protocols import BatchDecorator, Decorator
 
 __all__ = ["CacheBase", "observed"]
-
-_MOST: Final = 1e9
-"""Money of one call: Redis adds up in 64 bits."""
 
 
 def observed(
@@ -44,12 +41,6 @@ def observed(
         if not (isinstance(kind, type) and issubclass(kind, CacheEvent)):
             raise CacheTypeError("kinds", f"classes of events are needed, such as Hit, not {kind!r}")
     return observers.add(function, kinds)
-
-
-def _nanos(amount: object, argument: str) -> int:
-    if not isinstance(amount, int | float) or isinstance(amount, bool) or not 0 <= amount < _MOST:
-        raise CacheArgumentError(argument, f"an amount is a number of 0 or more, not {amount!r}")
-    return round(amount * NANOS)
 
 
 @readable
@@ -94,7 +85,7 @@ class CacheBase:
         :raises CacheArgumentError: for a namespace that cannot be used, or a number below 0.
         """
         name = check_name(namespace)
-        nanos = [_nanos(amount, argument) for argument, amount in (("spent", spent), ("saved", saved))]
+        nanos = [nanos_of(amount, argument) for argument, amount in (("spent", spent), ("saved", saved))]
         counters = self._state.stats.of(name)
         counters.spent_nanos += nanos[0]
         counters.saved_nanos += nanos[1]
@@ -108,7 +99,7 @@ class CacheBase:
         self, namespace: str, ttl: AnyTtl = None, key_func: Callable[..., Any] | None = None, *,
         key: str | None = None, tags: AnyTags = (), skip_if: Callable[[Any], bool] | None = None,
         exclude: Iterable[str] = (), version: Version | None = None,
-        strict: bool | None = None, returns: Any = None,
+        strict: bool | None = None, returns: Any = None, cost: AnyCost = None,
         **freshness: Unpack[FreshnessOptions],
     ) -> Decorator:  # fmt: skip
         """Return a decorator that caches what a function or coroutine function returns, by its arguments.
@@ -126,11 +117,13 @@ class CacheBase:
         :param returns: the type of the results, whose classes are registered; by default the function's annotation.
         :param strict: raise `CacheEncodeError` for a result that cannot be stored, instead of returning it; None for
             the namespace's setting.
+        :param cost: what one load costs, in any unit of money: a number, or a function of the value that returns one.
+            Loads then count as ``spent`` and hits as ``saved``; see `get_ledger`.
         :param freshness: options that replace those of the namespace's policy: ``grace``, ``soft_timeout``,
             ``hard_timeout``, ``early``, ``jitter``, ``retry``, ``negative``; see `Freshness`.
         :raises CacheArgumentError: naming the argument that cannot be used.
         """
-        make_options = load_options_factory(ttl, tags, skip_if, freshness, strict)
+        make_options = load_options_factory(ttl, tags, skip_if, freshness, strict, cost)
         made = make_decorator(self._engine, namespace, make_options, KeyOptions(key_func, key, exclude, version))
         return typed(made, returns)
 
@@ -138,7 +131,7 @@ class CacheBase:
         self, namespace: str, ttl: AnyTtl = None, key_func: Callable[..., Any] | None = None, *,
         key: str | None = None, tags: AnyTags = (), skip_if: Callable[[Any], bool] | None = None,
         exclude: Iterable[str] = (), version: Version | None = None,
-        strict: bool | None = None, returns: Any = None,
+        strict: bool | None = None, returns: Any = None, cost: AnyCost = None,
     ) -> BatchDecorator:  # fmt: skip
         """Return a decorator for a function of many keys that returns a mapping of them to values.
 
@@ -150,8 +143,9 @@ class CacheBase:
         :param key_func: called with one key in place of the keys; returns the key in the cache.
         :param key: a template of the key, such as ``"{tickers}"``; the keys' parameter stands for one key.
         :param version: a number or text that is part of the key; see `cached`.
+        :param cost: what the load of one key costs, or a function of its value; see `cached`.
         :raises CacheArgumentError: naming the argument that cannot be used; see `cached` for the others.
         """
-        make_options = load_options_factory(ttl, tags, skip_if, strict=strict)
+        make_options = load_options_factory(ttl, tags, skip_if, strict=strict, cost=cost)
         made = make_batch_decorator(self._engine, namespace, make_options, KeyOptions(key_func, key, exclude, version))
         return typed(made, returns)

@@ -23,8 +23,10 @@ from magnus_cache._engine.api.scanning import scan
 from magnus_cache._engine.api.set_many import set_many_blocking
 from magnus_cache._engine.api.stamped import get_stamped_blocking, load_many_stamped_blocking
 from magnus_cache._engine.api.warming import ProgressCallback, WarmReport
+from magnus_cache._engine.loading.money import count_saved
 from magnus_cache._engine.loading.own_loop import wait_for
 from magnus_cache._engine.loading.request import BatchLoader, BatchRequest, LoadRequest
+from magnus_cache._engine.policy.costs import AnyCost, checked_cost
 from magnus_cache._engine.policy.modes import Mode
 from magnus_cache._engine.policy.options import (
     AnyLoader,
@@ -41,6 +43,7 @@ from magnus_cache._engine.policy.tags import AnyTags, TagRule, check_tags
 from magnus_cache._engine.runtime.annotations import readable
 from magnus_cache._engine.runtime.durations import Duration, seconds
 from magnus_cache._engine.runtime.fleet_totals import FleetProcess
+from magnus_cache._engine.runtime.ledger import LedgerBy, LedgerRow
 from magnus_cache._engine.runtime.stats import CacheStats
 from magnus_cache._engine.settings.keywords import SettingsOptions
 from magnus_cache._engine.store.batch_keys import RefMaker
@@ -185,30 +188,30 @@ class BlockingCache(BlockingAtomic, BlockingReading):
     def get_or_set(
         self, namespace: str, key: Any, loader: Callable[[], Awaitable[T]], ttl: AnyTtl = None, tags: AnyTags = (),
         strict: bool | None = None, *, skip_if: SkipIf = None, state_of: StateOf = None, returns: Any = None,
-        stamped: Literal[False] = False, **freshness: Unpack[FreshnessOptions],
+        cost: AnyCost = None, stamped: Literal[False] = False, **freshness: Unpack[FreshnessOptions],
     ) -> T: ...  # fmt: skip
     @overload
     def get_or_set(
         self, namespace: str, key: Any, loader: Callable[[], T], ttl: AnyTtl = None, tags: AnyTags = (),
         strict: bool | None = None, *, skip_if: SkipIf = None, state_of: StateOf = None, returns: Any = None,
-        stamped: Literal[False] = False, **freshness: Unpack[FreshnessOptions],
+        cost: AnyCost = None, stamped: Literal[False] = False, **freshness: Unpack[FreshnessOptions],
     ) -> T: ...  # fmt: skip
     @overload
     def get_or_set(
         self, namespace: str, key: Any, loader: Callable[[], Awaitable[T]], ttl: AnyTtl = None, tags: AnyTags = (),
         strict: bool | None = None, *, skip_if: SkipIf = None, state_of: StateOf = None, returns: Any = None,
-        stamped: Literal[True], **freshness: Unpack[FreshnessOptions],
+        cost: AnyCost = None, stamped: Literal[True], **freshness: Unpack[FreshnessOptions],
     ) -> Stamped[T]: ...  # fmt: skip
     @overload
     def get_or_set(
         self, namespace: str, key: Any, loader: Callable[[], T], ttl: AnyTtl = None, tags: AnyTags = (),
         strict: bool | None = None, *, skip_if: SkipIf = None, state_of: StateOf = None, returns: Any = None,
-        stamped: Literal[True], **freshness: Unpack[FreshnessOptions],
+        cost: AnyCost = None, stamped: Literal[True], **freshness: Unpack[FreshnessOptions],
     ) -> Stamped[T]: ...  # fmt: skip
     def get_or_set(
         self, namespace: str, key: Any, loader: AnyLoader[Any], ttl: AnyTtl = None, tags: AnyTags = (),
         strict: bool | None = None, *, skip_if: SkipIf = None, state_of: StateOf = None, returns: Any = None,
-        stamped: bool = False, **freshness: Unpack[FreshnessOptions],
+        cost: AnyCost = None, stamped: bool = False, **freshness: Unpack[FreshnessOptions],
     ) -> Any:  # fmt: skip
         """Do what `AsyncCache.get_or_set` does, in blocking code.
 
@@ -222,6 +225,9 @@ class BlockingCache(BlockingAtomic, BlockingReading):
         ref = self._reads.ref(namespace, key, freshness)
         tag_rule = TagRule(tags)
         options = LoadOptions(validate_ttl(ttl), checked_skip(skip_if), tag_rule, strict=strict, function=loader)
+        if cost is not None:
+            options.priced(checked_cost(cost))
+            ref = ref.with_entry()
         if state_of is not None or stamped:
             options.state_of = checked_state_of(state_of)
             request = LoadRequest(ref, loader, options, tag_rule.of_call({}))
@@ -231,13 +237,17 @@ class BlockingCache(BlockingAtomic, BlockingReading):
             entry = self._state.memory.hit(ref.name)
             if entry is not None and (value := self._reads.opened(ref, entry)) is not MISS:
                 ref.counters.l1_hits += 1
+                if options.saves is not None:
+                    count_saved(ref.counters, options.saves, entry)
                 if self._state.observers.active:
                     self._state.observers.hit(ref, "l1")
                 return value
             if ref.freshness is not NO_POLICY:
                 return self._engine.stale.get_blocking(LoadRequest(ref, loader, options, tag_rule.of_call({})))
-            if (value := self._reads.opened(ref, self._reads.read_blocking(ref))) is not MISS:
+            if (value := self._reads.opened(ref, found := self._reads.read_blocking(ref))) is not MISS:
                 ref.counters.l2_hits += 1
+                if options.saves is not None:
+                    count_saved(ref.counters, options.saves, found)
                 if self._state.observers.active:
                     self._state.observers.hit(ref, "l2")
                 return value
@@ -252,18 +262,18 @@ class BlockingCache(BlockingAtomic, BlockingReading):
     def get_or_set_many(
         self, namespace: str, keys: Iterable[Any], batch_loader: BatchLoader, ttl: Duration | None = None,
         tags: AnyTags = (), *, skip_if: SkipIf = None, strict: bool | None = None, returns: Any = None,
-        stamped: Literal[False] = False,
+        cost: AnyCost = None, stamped: Literal[False] = False,
     ) -> dict[Any, Any]: ...  # fmt: skip
     @overload
     def get_or_set_many(
         self, namespace: str, keys: Iterable[Any], batch_loader: BatchLoader, ttl: Duration | None = None,
         tags: AnyTags = (), *, skip_if: SkipIf = None, strict: bool | None = None, returns: Any = None,
-        stamped: Literal[True],
+        cost: AnyCost = None, stamped: Literal[True],
     ) -> dict[Any, Stamped[Any]]: ...  # fmt: skip
     def get_or_set_many(
         self, namespace: str, keys: Iterable[Any], batch_loader: BatchLoader, ttl: Duration | None = None,
         tags: AnyTags = (), *, skip_if: SkipIf = None, strict: bool | None = None, returns: Any = None,
-        stamped: bool = False,
+        cost: AnyCost = None, stamped: bool = False,
     ) -> dict[Any, Any]:  # fmt: skip
         """Do what `AsyncCache.get_or_set_many` does, in blocking code.
 
@@ -277,6 +287,7 @@ class BlockingCache(BlockingAtomic, BlockingReading):
             codec.register_hint(returns, batch_loader)
         life = None if ttl is None else seconds(ttl)
         options = LoadOptions(life, checked_skip(skip_if), TagRule(tags), strict=strict, function=batch_loader)
+        options.priced(checked_cost(cost))
         locate = locator(self._engine, namespace, options)
         self._state.check_open()
         load = load_many_stamped_blocking if stamped else load_many_blocking
@@ -378,6 +389,11 @@ class BlockingCache(BlockingAtomic, BlockingReading):
     def get_history(self, minutes: int = 60) -> list[CacheStats]:
         """Do what `AsyncCache.get_history` does, in blocking code."""
         found: list[CacheStats] = self._call_or(self._async.get_history, minutes)
+        return found or []
+
+    def get_ledger(self, days: int = 30, *, by: LedgerBy = "namespace") -> list[LedgerRow]:
+        """Do what `AsyncCache.get_ledger` does, in blocking code."""
+        found: list[LedgerRow] = self._call_or(partial(self._async.get_ledger, days, by=by))
         return found or []
 
     def get_processes(self) -> list[FleetProcess]:

@@ -23,8 +23,10 @@ from magnus_cache._engine.keys.calls import CallKeyBuilder
 from magnus_cache._engine.keys.names import KeyText
 from magnus_cache._engine.keys.partials import method_of
 from magnus_cache._engine.keys.versions import Version, checked_version
+from magnus_cache._engine.loading.money import count_saved
 from magnus_cache._engine.loading.request import LoadRequest
 from magnus_cache._engine.memory.entry import Entry
+from magnus_cache._engine.policy.costs import AnyCost, checked_cost
 from magnus_cache._engine.policy.function_tags import function_tag, with_function_tag
 from magnus_cache._engine.policy.modes import Mode
 from magnus_cache._engine.policy.options import AnyTtl, LoadOptions, check_callable, validate_ttl
@@ -55,7 +57,7 @@ LoadOptionsFactory = Callable[[CallKeyBuilder], LoadOptions]
 
 def load_options_factory(
     ttl: AnyTtl, tags: AnyTags, skip_if: Callable[[Any], bool] | None,
-    freshness: FreshnessOptions | None = None, strict: bool | None = None,
+    freshness: FreshnessOptions | None = None, strict: bool | None = None, cost: AnyCost = None,
 ) -> LoadOptionsFactory:  # fmt: skip
     """Return what makes the load options of a function; see `CacheManager.cached`.
 
@@ -63,11 +65,16 @@ def load_options_factory(
     """
     if skip_if is not None and not callable(skip_if):
         raise CacheTypeError("skip_if", f"a function of the value is needed, not {type(skip_if).__name__}")
-    life = validate_ttl(ttl)
+    life, price = validate_ttl(ttl), checked_cost(cost)
     if not callable(tags):
         check_tags(tags)
     LoadOptions(strict=strict)  # A mistake in it is to be told here.
-    return lambda keys: LoadOptions(life, skip_if, TagRule(tags, keys.parameters) if tags else None, freshness, strict)
+
+    def make(keys: CallKeyBuilder) -> LoadOptions:
+        rule = TagRule(tags, keys.parameters) if tags else None
+        return LoadOptions(life, skip_if, rule, freshness, strict).priced(price)
+
+    return make
 
 
 class KeyOptions(NamedTuple):
@@ -172,7 +179,8 @@ class FunctionCache:
         if options.freshness:
             # A mistake in it is to be told where it is made.
             merged(engine.state.namespaces.resolve(namespace).freshness, options.freshness)
-        self.counters = engine.state.stats.child(namespace, keys.name or type(function).__qualname__)
+        name = keys.name or type(function).__qualname__
+        self.counters = engine.state.stats.child(namespace, name, options.price_of_each())
         self.memo: dict[Any, KeyRef] = {}
         self.hits = None if keys.shape is None else FunctionMemo(keys.shape)
         engine.state.namespaces.watch(self)
@@ -206,7 +214,8 @@ class FunctionCache:
     def address(self, key: KeyText) -> KeyRef:
         """Return where the value of a key lives."""
         policy = self.engine.state.namespaces.resolve(self.namespace)
-        return self.engine.reads.address_of(policy, key, self.counters, self.options.freshness, self.tag)
+        ref = self.engine.reads.address_of(policy, key, self.counters, self.options.freshness, self.tag)
+        return ref if self.options.saves is None else ref.with_entry()
 
     def namespaces_changed(self) -> None:
         """Forget where values live, as the namespace may have another policy now."""
@@ -303,6 +312,8 @@ class FunctionCache:
                     value = await reads.open_anyway(ref, entry)
                 if value is not MISS:
                     counters.l1_hits += 1
+                    if self.options.saves is not None:
+                        count_saved(counters, self.options.saves, entry)
                     if engine.state.observers.active:
                         engine.state.observers.hit(ref, "l1")
                     self._remember(args, kwargs, made, (ref, entry))
@@ -315,6 +326,8 @@ class FunctionCache:
                 value = await reads.open(ref, entry)
             if value is not MISS:
                 counters.l2_hits += 1
+                if self.options.saves is not None:
+                    count_saved(counters, self.options.saves, entry)
                 if engine.state.observers.active:
                     engine.state.observers.hit(ref, "l2")
                 return value
@@ -330,14 +343,18 @@ class FunctionCache:
             entry = engine.state.memory.hit(ref.name)
             if entry is not None and (value := reads.opened(ref, entry)) is not MISS:
                 counters.l1_hits += 1
+                if self.options.saves is not None:
+                    count_saved(counters, self.options.saves, entry)
                 if engine.state.observers.active:
                     engine.state.observers.hit(ref, "l1")
                 self._remember(args, kwargs, made, (ref, entry))
                 return value
             if ref.freshness is not NO_POLICY:
                 return stale.get_blocking(self.request(ref, args, kwargs))
-            if (value := reads.opened(ref, reads.read_blocking(ref))) is not MISS:
+            if (value := reads.opened(ref, found := reads.read_blocking(ref))) is not MISS:
                 counters.l2_hits += 1
+                if self.options.saves is not None:
+                    count_saved(counters, self.options.saves, found)
                 if engine.state.observers.active:
                     engine.state.observers.hit(ref, "l2")
                 return value
@@ -384,13 +401,17 @@ class FunctionCache:
         if shape is None:
             wrapper, self.rebind = make(self.keys, self.source)
         else:
-            wrapper, self.rebind = compiled(self.function, shape, self.source, awaited=awaited)
+            priced = self.options.saves is not None
+            wrapper, self.rebind = compiled(self.function, shape, self.source, awaited=awaited, priced=priced)
         return wrapper
 
     @property
     def source(self) -> HitSource:
         """What the wrapper made last looks into."""
-        return HitSource(self.engine, {} if self.hits is None else self.hits.root, self.memo, self.counters, self.slow)
+        root = {} if self.hits is None else self.hits.root
+        # A wrapper that finds no reference leaves all hits to `slow`, which counts what each has saved.
+        refs = self.memo if self.options.saves is None else {}
+        return HitSource(self.engine, root, refs, self.counters, self.slow)
 
 
 def _with(wrapper: Any, **more: Callable[..., Any]) -> Any:

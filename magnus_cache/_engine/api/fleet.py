@@ -1,11 +1,13 @@
-"""`get_history` and `get_processes`: what the processes of a fleet have published, by minute and by process."""
+"""`get_history`, `get_ledger` and `get_processes`: what a fleet has published, by minute, by day and by process."""
 
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, TypeVar
 
 from magnus_cache._engine.coordination.state import State
-from magnus_cache._engine.redis.fleet_keys import MINUTES
+from magnus_cache._engine.redis.fleet_keys import DAYS, MINUTES
+from magnus_cache._engine.runtime.clock import MICROSECONDS
 from magnus_cache._engine.runtime.fleet_totals import FleetProcess
+from magnus_cache._engine.runtime.ledger import DAY, LedgerRow, ledger_rows
 from magnus_cache._engine.runtime.numbers import whole
 from magnus_cache._engine.runtime.stats import CacheStats
 from magnus_cache.errors import CacheArgumentError, CacheTypeError, CacheUnavailableError
@@ -13,7 +15,7 @@ from magnus_cache.errors import CacheArgumentError, CacheTypeError, CacheUnavail
 if TYPE_CHECKING:
     from magnus_cache._engine.redis.exchange import Connection
 
-__all__ = ["history", "processes"]
+__all__ = ["history", "ledger", "processes"]
 
 T = TypeVar("T")
 
@@ -23,14 +25,37 @@ async def history(state: State, minutes: int) -> list[CacheStats]:
 
     :raises CacheArgumentError: for a number of minutes that are not kept.
     """
-    count = whole(minutes)
-    if count is None:
-        raise CacheTypeError("minutes", f"it is a whole number, not {type(minutes).__name__}")
-    if not 1 <= count <= MINUTES:
-        raise CacheArgumentError(
-            "minutes", f"the last {MINUTES} minutes are kept; {minutes!r} is not from 1 to {MINUTES}"
-        )
+    count = _count("minutes", minutes, MINUTES)
     return await _published(state, lambda connection: state.fleet_stats.history(connection, count))
+
+
+async def ledger(state: State, days: int, by: str) -> list[LedgerRow]:
+    """Return the ledger of the fleet for the last days; without Redis in the settings, that of this process.
+
+    It is empty if Redis does not answer.
+
+    :raises CacheArgumentError: for a number of days that are not kept, or another `by`.
+    """
+    count = _count("days", days, DAYS)
+    if by not in {"namespace", "function"}:
+        raise CacheArgumentError("by", f'it is "namespace" or "function", not {by!r}')
+    state.check_open()
+    if state.endpoint is None:
+        # By the clock of this host. All that this process has counted is of today.
+        second = state.topology.time_of(state.epochs.root).at(state.clock()) // MICROSECONDS
+        found = [(second // DAY, state.fleet_stats.own()[0])]
+    else:
+        found = await _published(state, lambda connection: state.fleet_stats.ledger(connection, count))
+    return ledger_rows(found, functions=by == "function")
+
+
+def _count(argument: str, value: object, most: int) -> int:
+    count = whole(value)
+    if count is None:
+        raise CacheTypeError(argument, f"it is a whole number, not {type(value).__name__}")
+    if not 1 <= count <= most:
+        raise CacheArgumentError(argument, f"the last {most} {argument} are kept; {value!r} is not from 1 to {most}")
+    return count
 
 
 async def processes(state: State) -> list[FleetProcess]:

@@ -18,6 +18,7 @@ from typing import Any, Final, NamedTuple
 from magnus_cache._engine.api.engine import Engine
 from magnus_cache._engine.codec import CopyPlan
 from magnus_cache._engine.keys.call_shapes import CallShape
+from magnus_cache._engine.memory.entry import PAID_AT
 from magnus_cache._engine.runtime.stats import Counters
 from magnus_cache._engine.store.records import KeyRef
 
@@ -66,11 +67,11 @@ def make(names, closure, key_func):
                 if payload_ is None:
                     # One object for all callers: immutable, or shared on purpose.
                     entry_.seen = trust_.used = True
-                    counters.l1_hits += 1
+                    counters.l1_hits += 1{saved}
                     return value_
                 if type(value_) is CopyPlan:
                     entry_.seen = trust_.used = True
-                    counters.l1_hits += 1
+                    counters.l1_hits += 1{saved}
                     return value_.copy()
         return {await_}slow(({args}), {{{kwargs}}}{more})
 
@@ -84,13 +85,18 @@ def make(names, closure, key_func):
     return wrapper, rebind
 """
 
+_SAVED: Final = f"""
+                    counters.saved_nanos += entry_._packed >> {PAID_AT}"""
+"""A line more, for functions whose loads cost what depends on the value: `Entry.paid`, without a call."""
+
 
 def compiled(
-    function: Callable[..., Any], shape: CallShape, source: HitSource, *, awaited: bool
+    function: Callable[..., Any], shape: CallShape, source: HitSource, *, awaited: bool, priced: bool = False
 ) -> tuple[Callable[..., Any], Rebind]:
     """Return a wrapper for a plain function, and what makes it look into another cache.
 
     :param awaited: whether the wrapper is a coroutine function.
+    :param priced: whether each hit counts what its value has cost.
     """
     # Names do not matter to the text, and the functions of the shape are given.
     kind = shape._replace(
@@ -98,7 +104,7 @@ def compiled(
         owner=None, closure=None, key_func=None, enums=False,
     )  # fmt: skip
     found = "instance" if shape.owner is not None else "closure" if shape.closure is not None else ""
-    make = _maker(kind, found, awaited=awaited, by_key=shape.key_func is not None)
+    make = _maker(kind, found, awaited=awaited, by_key=shape.key_func is not None, priced=priced)
     wrapper, rebind = make(shape.names, shape.closure, shape.key_func)
     assert isinstance(function, FunctionType)
     code = wrapper.__code__
@@ -113,8 +119,8 @@ def compiled(
 
 
 @functools.lru_cache(256)
-def _maker(kind: CallShape, found: str, *, awaited: bool, by_key: bool) -> Callable[..., Any]:
-    text = _text(kind, found, awaited=awaited, by_key=by_key)
+def _maker(kind: CallShape, found: str, *, awaited: bool, by_key: bool, priced: bool) -> Callable[..., Any]:
+    text = _text(kind, found, awaited=awaited, by_key=by_key, saved=_SAVED if priced else "")
     # As `dataclasses` makes `__init__`; with the text at hand, for tracebacks and debuggers.
     name = f"<magnus_cache hit {_maker.cache_info().misses}>"
     linecache.cache[name] = len(text), None, text.splitlines(keepends=True), name
@@ -124,7 +130,7 @@ def _maker(kind: CallShape, found: str, *, awaited: bool, by_key: bool) -> Calla
     return made
 
 
-def _text(kind: CallShape, found: str, *, awaited: bool, by_key: bool) -> str:
+def _text(kind: CallShape, found: str, *, awaited: bool, by_key: bool, saved: str) -> str:
     names, count = list(kind.names), kind.positional
     header = list(names)
     if kind.keyword_only:
@@ -147,6 +153,7 @@ def _text(kind: CallShape, found: str, *, awaited: bool, by_key: bool) -> str:
         async_="async " if awaited else "",
         await_="await " if awaited else "",
         header=", ".join(header),
+        saved=saved,
         made=made,
         find=find,
         args="".join(f"{name}, " for name in names[:count]),

@@ -2,19 +2,19 @@
 
 import asyncio
 import threading
-from collections.abc import Awaitable, Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextvars import copy_context
 from functools import partial
 from queue import Empty, SimpleQueue
 from typing import Any, Final, TypeVar
 
 from magnus_cache._engine.api.engine import Engine
+from magnus_cache._engine.api.search import Search
 from magnus_cache._engine.flights.context import CurrentLoad, as_current_load, is_unmodified, not_modified_error
 from magnus_cache._engine.flights.flight import LOADING, SERVING, Flight, ServedThread
 from magnus_cache._engine.loading.batch import Batch, CallLoader
 from magnus_cache._engine.loading.request import BatchItem, BatchLoader, BatchRequest, Locate
 from magnus_cache._engine.loading.results import PreparedValue
-from magnus_cache._engine.memory.entry import Entry
 from magnus_cache._engine.policy.modes import Mode
 from magnus_cache._engine.policy.options import LoadOptions, check_callable
 from magnus_cache._engine.runtime.loop_end import call_on_loop
@@ -22,15 +22,12 @@ from magnus_cache._engine.runtime.loops import check_loop
 from magnus_cache._engine.runtime.portal import NoThreadError
 from magnus_cache._engine.runtime.turns import Step, at_once, in_turns, turn
 from magnus_cache._engine.runtime.waiters import running_loop
-from magnus_cache._engine.store.batch_keys import RefMaker, equal_keys, unhashable_key
+from magnus_cache._engine.store.batch_keys import RefMaker
 from magnus_cache._engine.store.reads_many import look_many, look_many_blocking, weight
 from magnus_cache._engine.store.records import LARGE, MISS
-from magnus_cache._engine.store.stamps import Note
 from magnus_cache.errors import (
-    CacheBatchEncodeError,
     CacheBatchError,
     CacheClosedError,
-    CacheEncodeError,
     CacheTypeError,
 )
 
@@ -40,9 +37,6 @@ T = TypeVar("T")
 
 _STEP: Final = 64
 """Keys whose references are made in one step of the event loop."""
-
-_LOOKED_FOR: Final = 100
-"""Keys that are read at a time."""
 
 _LOOK: Final = 1.0
 """Seconds between two checks of a blocked thread that the background loop still runs, and of the loop that the thread
@@ -80,110 +74,6 @@ def _source(loader: object) -> object:
     return getattr(loader, "__code__", loader)
 
 
-class _Search:
-    """One call for many keys: the keys, the values that were found, and the keys that are missing."""
-
-    def __init__(self, engine: Engine, *, fresh: bool) -> None:
-        self._engine = engine
-        self.fresh = fresh or engine.state.mode is Mode.BYPASS
-        self.keys: list[Any] = []
-        # By name, so that two keys with the same name are loaded once.
-        self.missing: dict[bytes, BatchItem] = {}
-        self._names: dict[Any, bytes] = {}
-        self._values: dict[bytes, Any] = {}
-        self._stale: dict[bytes, Entry] = {}
-        self.notes: dict[bytes, Note] | None = None
-
-    def add(self, items: Iterable[BatchItem]) -> None:
-        """Add keys to the call.
-
-        :raises CacheTypeError: for a key that is not hashable.
-        :raises CacheArgumentError: for a key that equals another key but has another name.
-        """
-        for item in items:
-            name = item.ref.name
-            self.keys.append(item.key)
-            self.missing.setdefault(name, item)
-            try:
-                known = self._names.setdefault(item.key, name)
-            except TypeError:
-                raise unhashable_key() from None
-            if known != name:
-                raise equal_keys(item.key, sealed=item.ref.namespace.seal)
-
-    def steps(self) -> Iterator[list[BatchItem]]:
-        """Yield the items to read, some at a time."""
-        wanted = [] if self.fresh else list(self.missing.values())
-        for start in range(0, len(wanted), _LOOKED_FOR):
-            yield wanted[start : start + _LOOKED_FOR]
-
-    def found(self, item: BatchItem, entry: Entry | None, value: Any, *, near: bool) -> None:
-        """Record the result for a key: its value, or MISS and the stale entry, if there is one."""
-        name = item.ref.name
-        item.ref.counters.count(hit=value is not MISS, near=near)
-        if self._engine.state.observers.active:
-            self._engine.state.observers.found(item.ref, hit=value is not MISS, near=near)
-        if value is not MISS:
-            self._values[name] = value
-            del self.missing[name]
-            if self.notes is not None and entry is not None:
-                self._note(item, entry, near=near, stale=False)
-        elif entry is not None and not entry.negative:
-            self._stale[name] = entry
-            if self.notes is not None:
-                # If it is served after all; a load notes something else.
-                self._note(item, entry, near=near, stale=True)
-
-    def _note(self, item: BatchItem, entry: Entry, *, near: bool, stale: bool) -> None:
-        if self.notes is not None:
-            self.notes[item.ref.name] = note = Note()
-            note.found(entry, near=near or not self._engine.state.reaches(item.ref.name), stale=stale)
-
-    def hold_back(self) -> Generator[None, None, None]:
-        """Serve stale values, in steps, for keys whose load has just failed."""
-        for count, (name, item) in enumerate(list(self.missing.items()), 1):
-            if item.ref.freshness.grace:
-                value = self._engine.stale.stale_while_throttled(item.ref, self._stale.get(name))
-                if value is not MISS:
-                    self._values[name] = value
-                    del self.missing[name]
-            if count % _STEP == 0:
-                yield
-
-    def _was_closed(self, errors: Iterable[Exception]) -> bool:
-        """Return whether the keys failed because this cache was closed, not a cache that the loader uses."""
-        return self._engine.state.closed and all(isinstance(error, CacheClosedError) for error in errors)
-
-    def results(self, loaded: dict[bytes, Any], errors: dict[Any, Exception]) -> Generator[None, None, dict[Any, Any]]:
-        """Return, in steps, the values by key, from the loaded values by name and the errors by key.
-
-        :raises CacheBatchError: if some keys could not be loaded.
-        :raises CacheClosedError: if this cache was closed meanwhile.
-        :raises Exception: what the loader raised, if it was called for all keys without a value.
-        """
-        values = self._values | loaded
-        for name, item in self.missing.items() if errors and not self.fresh else ():
-            yield
-            error = errors.get(item.key)
-            if error is None:
-                continue
-            if (value := self._engine.stale.stale_on_error(item.ref, error, self._stale.get(name))) is not MISS:
-                values[name] = value
-                del errors[item.key]
-        results = {key: values[name] for key, name in self._names.items() if name in values}
-        if errors:
-            first, *rest = errors.values()
-            if len(errors) == len(self.missing) and all(error is first for error in rest):
-                raise first
-            if self._was_closed(errors.values()):
-                # The error that one key raises, too. A function that follows the process-wide cache expects it.
-                raise first
-            if all(isinstance(error, CacheEncodeError) for error in errors.values()):
-                raise CacheBatchEncodeError(results, errors) from first
-            raise CacheBatchError(results, errors) from first
-        return results
-
-
 async def load_many(engine: Engine, request: BatchRequest) -> dict[Any, Any]:
     """Return values by key, in the order of the keys; load those that are missing.
 
@@ -198,7 +88,7 @@ async def load_many(engine: Engine, request: BatchRequest) -> dict[Any, Any]:
         with engine.state.flights.as_part_of(flights), engine.loads.span_many(request, flights):
             return await engine.state.workers.call(partial(loader, list(some)), flights[0].namespace if flights else "")
 
-    search, portion = _Search(engine, fresh=request.fresh), Step()
+    search, portion = Search(engine, request.options.saves, fresh=request.fresh), Step()
     search.notes = request.notes
     for start in range(0, len(keys), _STEP):
         search.add(map(request.locate, keys[start : start + _STEP]))
@@ -235,7 +125,7 @@ def load_many_blocking(engine: Engine, request: BatchRequest) -> dict[Any, Any]:
     loader = request.loader
     check_callable(loader, "batch_loader")
     engine.state.portal.check_thread()
-    search = _Search(engine, fresh=request.fresh)
+    search = Search(engine, request.options.saves, fresh=request.fresh)
     search.notes = request.notes
     search.add(map(request.locate, request.keys))
     if engine.state.mode is Mode.DISABLED and request.keys:

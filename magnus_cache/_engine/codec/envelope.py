@@ -7,15 +7,17 @@ length makes every truncation certain to be seen, the CRC every burst of up to 3
 `header_times` says what fresh-until and life mean.
 
 The body is the payload; in front of it, if the value has tags, their number (u8) and each one's length (u16) and UTF-8;
-and between the two, if the value has a validator (such as an ETag), its length (u16) and UTF-8.
+between the two, if the value has a validator (such as an ETag), its length (u16) and UTF-8; and right in front of the
+payload, if its load has cost money that depends on the value, billionths of that (u64).
 """
 
 import struct
 import zlib
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Final, NamedTuple, Required, TypedDict, Unpack
+from typing import Any, Final, Unpack
 
 from magnus_cache._engine.codec.compression import ZLIB, Compression, compressed, decompressed, too_large
+from magnus_cache._engine.codec.headers import Header, HeaderFields, Origin
 from magnus_cache.errors import CacheArgumentError, CacheDecodeError
 
 __all__ = [
@@ -28,6 +30,7 @@ __all__ = [
     "NAMED",
     "NEGATIVE",
     "PREFIX",
+    "PRICED",
     "SEALED",
     "SMALL_VALUE",
     "SUMMED_FROM",
@@ -65,6 +68,7 @@ HEADER_FIELDS: Final = struct.Struct(">3xIBQqQffI")
 """All fields of a header: those of `JUDGED_FIELDS`, with the version after the flags and the cost after the epoch."""
 
 _LENGTH: Final = struct.Struct(">H")
+_MONEY: Final = struct.Struct(">Q")
 HEADER_BYTES: Final = HEADER_FIELDS.size
 SUMMED_FROM: Final = _SUM.size
 """Where that begins which the checksum is of."""
@@ -101,6 +105,9 @@ VALIDATED: Final = 0x10
 NAMED: Final = 0x20
 """The first byte of the compressed payload is the number of its algorithm."""
 
+PRICED: Final = 0x40
+"""What the load has cost stands in front of the payload."""
+
 MOST_TAGS: Final = 255
 
 _ONE_TAG: Final = 3
@@ -111,42 +118,8 @@ _MOST_KNOWN: Final = 1_024
 _known_tags: Final[dict[bytes, tuple[str, ...]]] = {}
 """Tags of values that had one, by how they are stored."""
 
-_KNOWN_FLAGS: Final = COMPRESSED | TAGGED | NEGATIVE | VALIDATED | NAMED | SEALED
+_KNOWN_FLAGS: Final = COMPRESSED | TAGGED | NEGATIVE | VALIDATED | NAMED | SEALED | PRICED
 _U64: Final = (1 << 64) - 1
-
-
-class Header(NamedTuple):
-    """The header of a payload."""
-
-    checksum: int
-    flags: int
-    version: int
-    """64 bits, unique to this write."""
-    fresh_until: int
-    """Microseconds of Redis' clock."""
-    epoch: int
-    """The highest invalidation epoch known before the value was loaded; 0 if none."""
-    cost: float
-    """Seconds the load took, to single precision."""
-    life: float
-    """Seconds from when its load or write began to fresh-until, to single precision; 0 if that is not known."""
-    size: int
-    """Bytes of the body: tags, and the payload, compressed or not."""
-
-
-class HeaderFields(TypedDict, total=False):
-    """What the maker of a value says in its header."""
-
-    version: Required[int]
-    """64 bits, see `new_version`."""
-    fresh_until: Required[int]
-    """Microseconds of Redis' clock."""
-    epoch: int
-    """The highest invalidation epoch known before the value was loaded; 0 if none."""
-    cost: float
-    """Seconds the load took."""
-    life: float
-    """Seconds from when its load or write began to fresh-until; see `header_times`."""
 
 
 def pack(
@@ -172,6 +145,8 @@ def pack(
     if negative:
         flags |= NEGATIVE
     try:
+        if paid := fields.get("paid"):
+            payload, flags = _MONEY.pack(paid) + payload, flags | PRICED
         if validator is not None:
             text = validator.encode()
             payload, flags = _LENGTH.pack(len(text)) + text + payload, flags | VALIDATED
@@ -183,16 +158,6 @@ def pack(
     except (struct.error, OverflowError) as error:
         raise CacheArgumentError("header", f"a field of the stored value's header does not fit: {error}") from error
     return _SUM.pack(PREFIX, zlib.crc32(rest)) + rest
-
-
-class Origin(NamedTuple):
-    """What values that were written or loaded together have in common."""
-
-    epoch: int
-    """The highest epoch that the process had seen before."""
-    tags: tuple[str, ...] = ()
-    cost: float = 0.0
-    """Seconds that their load took."""
 
 
 def pack_many(
@@ -331,7 +296,7 @@ def _tags(raw: bytes) -> tuple[tuple[str, ...], int]:
 
 
 def read_validator(raw: bytes, header: Header) -> tuple[str | None, int]:
-    """Return a stored value's validator, or None, and where its payload begins.
+    """Return a stored value's validator, or None, and where what follows it begins: its price or its payload.
 
     :raises CacheDecodeError: with the reason ``"malformed"``; with ``"sealed"`` for a sealed value.
     """
@@ -339,6 +304,19 @@ def read_validator(raw: bytes, header: Header) -> tuple[str | None, int]:
         raise CacheDecodeError("sealed", "the stored value is sealed, and its namespace is not")
     _, place = read_tags(raw, header)
     return _text(raw, place, "validator") if header.flags & VALIDATED else (None, place)
+
+
+def _price(raw: bytes, header: Header) -> tuple[int, int]:
+    """Return what the load of a stored value has cost, 0 if it does not say, and where its payload begins.
+
+    :raises CacheDecodeError: as `read_validator` does.
+    """
+    _, place = read_validator(raw, header)
+    if not header.flags & PRICED:
+        return 0, place
+    if len(raw) - place < _MONEY.size:
+        raise _malformed("price")
+    return _MONEY.unpack_from(raw, place)[0], place + _MONEY.size
 
 
 def _text(raw: bytes, place: int, what: str) -> tuple[str, int]:
@@ -356,10 +334,10 @@ def _malformed(what: str) -> CacheDecodeError:
     return CacheDecodeError("malformed", f"the stored value's {what} cannot be read")
 
 
-def unpack(raw: bytes, limit: int) -> tuple[int, int, int, tuple[str, ...], bytes, float, bool, float]:
-    """Return version, fresh-until, epoch, tags, payload, cost of a stored value, whether it is an error, and its life.
+def unpack(raw: bytes, limit: int) -> tuple[int, int, int, tuple[str, ...], bytes, float, bool, float, int]:
+    """Return version, fresh-until, epoch, tags, payload and cost of a stored value, and more.
 
-    All its readers in one.
+    Whether it is an error, its life, and the money that its load has cost. All its readers in one.
 
     :param limit: the most bytes the payload may have.
     :raises CacheDecodeError: as those do.
@@ -370,18 +348,19 @@ def unpack(raw: bytes, limit: int) -> tuple[int, int, int, tuple[str, ...], byte
         checksum, flags, version, fresh_until, epoch, cost, life, length = HEADER_FIELDS.unpack_from(raw)
         if length == size and zlib.crc32(raw[SUMMED_FROM:]) == checksum:
             if not flags:
-                return version, fresh_until, epoch, (), raw[HEADER_BYTES:], cost, False, life
+                return version, fresh_until, epoch, (), raw[HEADER_BYTES:], cost, False, life, 0
             if flags == TAGGED and size > _ONE_TAG:
                 # One, most often that of a function, is looked up as it is stored rather than decoded.
                 start = HEADER_BYTES + _ONE_TAG + (raw[HEADER_BYTES + 1] << 8 | raw[HEADER_BYTES + 2])
                 tags = _known_tags.get(raw[HEADER_BYTES:start])
                 if tags is None:
                     tags, start = _tags(raw)
-                return version, fresh_until, epoch, tags, raw[start:], cost, False, life
+                return version, fresh_until, epoch, tags, raw[start:], cost, False, life, 0
     header = read_header(raw)
     tags, _ = read_tags(raw, header)
     payload, negative = open_payload(raw, header, limit), bool(header.flags & NEGATIVE)
-    return header.version, header.fresh_until, header.epoch, tags, payload, header.cost, negative, header.life
+    paid = _price(raw, header)[0] if header.flags & PRICED else 0
+    return header.version, header.fresh_until, header.epoch, tags, payload, header.cost, negative, header.life, paid
 
 
 def head_of(tags: tuple[str, ...]) -> bytes:
@@ -404,7 +383,7 @@ def open_payload(raw: bytes, header: Header, limit: int) -> bytes:
     :param limit: the most bytes the payload may have; no more than that is ever decompressed.
     :raises CacheDecodeError: with the reason ``"too_large"``, as `decompressed` does, or ``"flags"``.
     """
-    _, start = read_validator(raw, header)
+    _, start = _price(raw, header)
     if not header.flags & (COMPRESSED | NAMED):
         if len(raw) - start > limit:
             raise too_large(limit)

@@ -224,6 +224,18 @@ class FleetStats:
             for at, totals in zip(began, found, strict=True)
         ]
 
+    async def ledger(self, connection: "Connection", days: int) -> "list[tuple[int, Counts]]":
+        """Return what was counted on each of the last days: the day's number since the epoch, in UTC, and its counts.
+
+        :raises CacheUnavailableError: when Redis does not answer, or refuses.
+        """
+        await self._now(connection)
+        await self.published(connection)
+        second = await self._now(connection)
+        found = await self._client.days(self._names, second, days)
+        first = int(second // 86_400) - len(found) + 1
+        return [(first + place, counts_from(_counted(sums))) for place, sums in enumerate(found)]
+
     async def processes(self, connection: "Connection") -> list[FleetProcess]:
         """Return the processes that run, the one that has run longest first.
 

@@ -19,6 +19,7 @@ from magnus_cache._engine.flights.flight import Flight
 from magnus_cache._engine.loading.batch_loads import STARTS_PER_TURN, LoadsTogether, PendingKeys, by_server
 from magnus_cache._engine.loading.loaded_value import LoadedValue
 from magnus_cache._engine.loading.loads import Loads
+from magnus_cache._engine.loading.money import count_load
 from magnus_cache._engine.loading.request import BatchItem, BatchRequest, LoadRequest
 from magnus_cache._engine.loading.results import PreparedValue
 from magnus_cache._engine.runtime.clock import monotonic
@@ -232,7 +233,7 @@ class Batch:
                 flight.look.left_out_by = self._source
                 flight.look.tags = item.tags
                 return LoadedValue(MISS, None)
-            cost = self._loads.count_load(request, started)
+            cost = count_load(self._loads.reads.state, request, started)
             if isinstance(value, PreparedValue):
                 return await self._loads.stored(request, value, cost, fence)
             return await self._loads.store_result(request, value, cost, fence)

@@ -18,6 +18,7 @@ from magnus_cache._engine.flights.groups import FlightGroup
 from magnus_cache._engine.loading.acquire_many import ManyAcquirer
 from magnus_cache._engine.loading.loaded_value import LoadedValue
 from magnus_cache._engine.loading.loads import Loads
+from magnus_cache._engine.loading.money import count_load, count_loads
 from magnus_cache._engine.loading.request import BatchItem, BatchRequest, LoadRequest
 from magnus_cache._engine.loading.results import PreparedValue
 from magnus_cache._engine.runtime.clock import monotonic
@@ -133,6 +134,7 @@ class BatchResults:
         self._ref, self._tags = ref, item.tags
         self._refs = RefMaker.like(ref, loads.reads.state)
         decides = options.skip_if is not None or (options.tags is not None and options.tags.of_value is not None)
+        decides = decides or (options.cost is not None and options.cost.of_value is not None)
         self._is_plain = not (decides or callable(options.ttl) or ref.namespace.compress or ref.namespace.seal)
         self._ttl = 0.0 if callable(options.ttl) else options.seconds(None, loads.reads.ttl(ref))
         self._sent: deque[tuple[_Portion, Filling]] = deque()
@@ -237,7 +239,7 @@ class BatchResults:
         # Of one load for all of them, it is their share of its time.
         seconds = self._cost * count / (len(load.items) if self._marks else 1)
         names = [load.items[place].ref.name for place in portion.places]
-        self._loads.count_loads(self._ref, names, self._request.options, self._cost, seconds)
+        count_loads(self._loads.reads.state, self._ref, names, self._request.options, self._cost, seconds)
         if void:
             # Overtaken: delivered, and not stored.
             self._loads.writes.overtaken(self._ref.namespace, [names[number] for number in void])
@@ -278,6 +280,8 @@ class BatchResults:
             self._alone[portion.places[number]] = portion.values[number]
         # They are counted again there.
         self._ref.counters.loads -= len(numbers)
+        if (cost := self._request.options.cost) is not None:
+            self._ref.counters.spent_nanos -= len(numbers) * cost.nanos
 
     async def _check_tags(self, places: Sequence[int]) -> None:
         """Find out whether the loads were overtaken by an invalidation of one of their tags."""
@@ -329,7 +333,7 @@ class BatchResults:
         outcome: Outcome
         LOADING.set(fence.flight)  # in this task's own context
         try:
-            cost = loads.count_load(request, self._started)
+            cost = count_load(loads.reads.state, request, self._started)
             if isinstance(value, PreparedValue):
                 loaded = await loads.stored(request, value, cost, fence)
             else:

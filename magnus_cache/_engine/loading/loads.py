@@ -22,6 +22,7 @@ from magnus_cache._engine.loading.acquire import LeaseAcquirer
 from magnus_cache._engine.loading.failures import LoadFailures, loader_name
 from magnus_cache._engine.loading.joining import JoinRules
 from magnus_cache._engine.loading.loaded_value import LoadedValue
+from magnus_cache._engine.loading.money import count_load
 from magnus_cache._engine.loading.own_loop import wait_for
 from magnus_cache._engine.loading.request import BatchRequest, LoadRequest
 from magnus_cache._engine.loading.results import PreparedValue, ResultPreparer
@@ -30,8 +31,8 @@ from magnus_cache._engine.loading.uncached import uncached
 from magnus_cache._engine.loading.unstorable import Unstorable
 from magnus_cache._engine.memory.entry import Entry
 from magnus_cache._engine.policy.modes import Mode
-from magnus_cache._engine.policy.options import AnyLoader, LoadOptions
-from magnus_cache._engine.runtime.clock import MICROSECONDS, monotonic
+from magnus_cache._engine.policy.options import AnyLoader
+from magnus_cache._engine.runtime.clock import monotonic
 from magnus_cache._engine.runtime.critical import check_waiting
 from magnus_cache._engine.runtime.observers import NO_SPAN, ErrorServed, LoadSpan
 from magnus_cache._engine.runtime.portal import NoThreadError
@@ -138,7 +139,7 @@ class Loads:
             except Exception as error:
                 await self.record_failure(request, error, started, fence)
                 raise
-            return await self.store_result(request, value, self.count_load(request, started), fence, load)
+            return await self.store_result(request, value, count_load(self._state, request, started), fence, load)
         finally:
             fence.close()
 
@@ -210,7 +211,7 @@ class Loads:
             except NoThreadError as error:
                 with self.span(request, flight):
                     called = partial(self.called_blocking, loader)
-                    return uncached(self.acquirer, ref, flight, called, error)
+                    return uncached(self.acquirer, request, flight, called, error)
             opened = self._opened(ref, got, flight)
             fence = self.to_load(request, flight, got, opened)
             if isinstance(fence, LoadedValue):
@@ -222,7 +223,7 @@ class Loads:
             except Exception as error:
                 call(self.record_failure, request, error, started, fence)
                 raise
-            cost = self.count_load(request, started)
+            cost = count_load(self._state, request, started)
             # Encoded in this thread: all threads share the loop.
             prepared = at_once(self.preparer.steps(request, value, load))
             return call(self.stored, request, prepared, cost, fence, load)
@@ -308,39 +309,12 @@ class Loads:
             payload = at_once(self._reads.payload_steps(entry))
         return LoadedValue(opened, payload, user_codec=ref.namespace.codec, began=Began.elsewhere(entry.as_of))
 
-    def count_load(self, request: LoadRequest[Any], started: float) -> float:
-        """Count and record a load, and return its duration.
-
-        :param started: when it began, in monotonic seconds.
-        """
-        cost, ref = monotonic() - started, request.ref
-        self._state.recorder.add(ref.name, "loaded", code_of(request.options.function), cost)
-        ref.counters.loads += 1
-        ref.counters.load_micros += int(cost * MICROSECONDS)
-        self._state.stats.load_latency.add(cost)
-        return cost
-
     def call(self, loader: AnyLoader[T], namespace: str) -> Awaitable[T]:
         """Return a loader's value, to be awaited: of a coroutine function, or of a function that runs in a thread.
 
         :raises Exception: what it raises.
         """
         return self._state.workers.call(loader, namespace)
-
-    def count_loads(
-        self, ref: KeyRef, names: Sequence[bytes], options: LoadOptions, cost: float, seconds: float
-    ) -> None:
-        """Count and record loads that were made together.
-
-        :param ref: a reference of their namespace.
-        :param cost: seconds that a caller waited for each.
-        :param seconds: what they took in all.
-        """
-        count = len(names)
-        self._state.recorder.add_many(names, "loaded", code_of(options.function), cost)
-        ref.counters.loads += count
-        ref.counters.load_micros += int(seconds * MICROSECONDS)
-        self._state.stats.load_latency.add(cost, count)
 
     async def record_failure(self, request: LoadRequest[Any], error: Exception, started: float, fence: Fence) -> None:
         """Remember a loader's error if the policy says so; else pause the loads of the key."""

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 from magnus_cache._engine import codec
 from magnus_cache._engine.codec.markers import kind_of, type_name
 from magnus_cache._engine.flights.context import UNMODIFIED, CurrentLoad, not_modified_error
+from magnus_cache._engine.loading.money import paid_for
 from magnus_cache._engine.loading.request import LoadRequest
 from magnus_cache._engine.store.local_values import tagged
 from magnus_cache._engine.store.reads import Reads
@@ -75,9 +76,12 @@ class ResultPreparer:
             refusal = refusal if unread is None or skipped else unread
         elif payload and codec.changed_so_far() != changed:
             value = yield from _as_read(value, payload)
+        paid = 0 if options.cost is None else paid_for(self._reads.state, request, value)
         if payload is None or ttl is None or refusal is not None:
             return PreparedValue(value, payload, tags, all_tags, refusal=refusal)
         record = yield from self._writes.record_steps(ref, value, payload, all_tags)
+        if paid:
+            record = record._replace(paid=paid)
         return PreparedValue(value, payload, tags, all_tags, ttl, record)
 
     def _payload(

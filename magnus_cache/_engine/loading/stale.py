@@ -12,6 +12,7 @@ from typing import Any, Final, TypeVar
 
 from magnus_cache._engine.flights.background import WaitExpiredError
 from magnus_cache._engine.loading.loads import Loads
+from magnus_cache._engine.loading.money import count_saved
 from magnus_cache._engine.loading.request import LoadRequest
 from magnus_cache._engine.memory.entry import Entry
 from magnus_cache._engine.policy.modes import Mode
@@ -56,7 +57,7 @@ class StalePolicy:
             opened = await self._reads.open_anyway(ref, entry)
         if request.options.state_of is not None:
             request, state = self._judged(request, entry, state, opened)
-        served, value = self._served(ref, entry, state, near=near, opened=opened)
+        served, value = self._served(request, entry, state, near=near, opened=opened)
         if request.note is not None:
             self._note(request, entry, near=near, stale=state not in _FRESH)
         if not served:
@@ -208,7 +209,7 @@ class StalePolicy:
         state = self._freshness_of(ref, entry)
         if request.options.state_of is not None:
             request, state = self._judged(request, entry, state, LARGE)
-        served, found = self._served(ref, entry, state, near=near)
+        served, found = self._served(request, entry, state, near=near)
         if request.note is not None:
             self._note(request, entry, near=near, stale=state not in _FRESH)
         if served:
@@ -266,16 +267,19 @@ class StalePolicy:
         return classify(self._state.clock(), entry.deadline, entry.fresh_until, end)
 
     def _served(
-        self, ref: KeyRef, entry: Entry | None, state: FreshnessState, *, near: bool, opened: Any = LARGE
+        self, request: LoadRequest[Any], entry: Entry | None, state: FreshnessState, *, near: bool, opened: Any = LARGE
     ) -> tuple[bool, Any]:
         """Return whether a value is served without a load, and the value; if not, a stale value or MISS.
 
         :param opened: the entry's value, if it is large and was decoded before.
         :raises Exception: if the entry is a remembered error.
         """
+        ref, saves = request.ref, request.options.saves
         value = self._opened(ref, entry, state, near=near, opened=opened)
         if value is not MISS:
             if state in _FRESH:
+                if saves is not None:
+                    count_saved(ref.counters, saves, entry)
                 return True, value
             if self._loads.throttle.holds(ref.name):
                 return True, self._stale(ref, value)

@@ -10,6 +10,7 @@ __all__ = [
     "DEAD",
     "MOST_BYTES",
     "OVERHEAD",
+    "PAID_AT",
     "PLAIN",
     "TAGGED",
     "Calls",
@@ -50,6 +51,11 @@ _AS_OF_AT: Final = _SIZE_BITS + _VERSION_BITS
 _MORE_BITS: Final = _AS_OF_AT + _AS_OF_BITS
 _MORE_AT: Final = _MORE_BITS - _SIZE_BITS
 _FACTS_MASK: Final = (1 << _MORE_AT) - 1
+_WINDOW_BITS: Final = 2 * _SPAN_BITS + 1
+PAID_AT: Final = _MORE_BITS + _WINDOW_BITS
+"""Where in an entry's `_packed` the money begins that its value has cost: the highest bits, so a shift reads it."""
+
+_PAID_AT: Final = PAID_AT - _SIZE_BITS
 
 
 class CodecBytes(bytes):
@@ -81,13 +87,16 @@ def pack_windows(fresh: float, stale: float, *, negative: bool = False) -> int:
     return (int(stale * 1000) << _SPAN_BITS | int(fresh * 1000)) << 1 | negative
 
 
-def pack_facts(version: int, more: int = 0, as_of: int = 0) -> int:
+def pack_facts(version: int, more: int = 0, as_of: int = 0, paid: int = 0) -> int:
     """Return what an entry notes of its value beside the size, as one number.
 
     :param version: the unique version in its envelope, 64 bits.
     :param more: what `pack_windows` returns.
     :param as_of: when the load or write of the value began, in microseconds of Redis' clock, 64 bits; 0 if unknown.
+    :param paid: billionths of the money that its load has cost, if that depends on the value.
     """
+    if paid:
+        more |= paid << _WINDOW_BITS
     facts = as_of << _VERSION_BITS | version
     return facts | more << _MORE_AT if more else facts
 
@@ -192,7 +201,9 @@ class Entry(float):
 
     def _facts(self, more: int | None) -> int:
         facts = self._packed >> _SIZE_BITS
-        return facts if more is None else facts & _FACTS_MASK | more << _MORE_AT
+        if more is None:
+            return facts
+        return facts & _FACTS_MASK | more << _MORE_AT | facts >> _PAID_AT << _PAID_AT
 
     def __bool__(self) -> Literal[True]:
         return True
@@ -239,7 +250,12 @@ class Entry(float):
     def end(self) -> float:
         """Monotonic seconds until which the value may be served at all, stale included."""
         more = self._packed >> (_MORE_BITS + 1)
-        return self.real + ((more >> _SPAN_BITS) + (more & _SPAN_MASK)) / 1000 if more else self.real
+        return self.real + ((more >> _SPAN_BITS & _SPAN_MASK) + (more & _SPAN_MASK)) / 1000 if more else self.real
+
+    @property
+    def paid(self) -> int:
+        """Billionths of the money that the value's load has cost, if its caller's `cost` is a function of the value."""
+        return self._packed >> PAID_AT
 
 
 class SharedEntry(Entry):

@@ -35,11 +35,14 @@ _LIFE: Final = struct.Struct("<dq")
 _SHORT: Final = 16
 """Bytes of an entry's facts without windows after the deadline."""
 _LONG: Final = 27
+_PRICED: Final = 35
+"""The same with what the value has cost, too."""
 _EPOCH: Final = 8
 _SIZE: Final = 5
 _TAGGED: Final = 1
 _WINDOWS: Final = 2
 _PLAIN: Final = 4
+_PAID: Final = 8
 
 _PLAIN_TYPES: Final = frozenset({str, bytes, int, float, bool, type(None)})
 _FEW: Final = 32
@@ -131,6 +134,8 @@ def pack(entry: Entry, bases: Bases) -> bytes:
     facts, length = entry.facts, _SHORT
     if facts >> 8 * _SHORT:
         length, flags = _LONG, flags | _WINDOWS
+        if facts >> 8 * _LONG:
+            length, flags = _PRICED, flags | _PAID
     head = _HEAD.pack(entry.real, entry.generation, number, flags)
     return b"%b%b%b%b%b" % (head, facts.to_bytes(length, "little"), epoch, size, body)
 
@@ -139,7 +144,7 @@ def unpack(record: bytes, bases: Bases) -> Entry:
     """Return an entry like the one that was packed."""
     deadline, generation, number, flags = _HEAD.unpack_from(record)
     basis = bases.known[number]
-    end = _AT + (_LONG if flags & _WINDOWS else _SHORT)
+    end = _AT + (_PRICED if flags & _PAID else _LONG if flags & _WINDOWS else _SHORT)
     facts, start = int.from_bytes(record[_AT:end], "little"), end
     value: Any = None
     payload: bytes | None = None

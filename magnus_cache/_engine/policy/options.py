@@ -5,6 +5,7 @@ import inspect
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, TypeVar
 
+from magnus_cache._engine.policy.costs import Cost
 from magnus_cache._engine.policy.function_tags import with_function_tag
 from magnus_cache._engine.policy.namespaces import Namespace
 from magnus_cache._engine.policy.tags import TagRule, check_tags
@@ -101,9 +102,11 @@ class LoadOptions:
     :ivar strict: whether a value that cannot be stored is an error to the caller; None for the namespace's setting.
     :ivar function: the function that loads values, named in messages about values that cannot be stored.
     :ivar state_of: how fresh a stored value is for this call; None if its TTL alone decides.
+    :ivar cost: what a load costs in money, or None.
+    :ivar saves: what each hit is to count as saved, or None; see `priced`.
     """
 
-    __slots__ = ("freshness", "function", "skip_if", "state_of", "strict", "tags", "ttl")
+    __slots__ = ("cost", "freshness", "function", "saves", "skip_if", "state_of", "strict", "tags", "ttl")
 
     def __init__(
         self,
@@ -123,6 +126,23 @@ class LoadOptions:
         self.skip_if = skip_if
         self.tags = tags
         self.state_of: StateOf = None
+        self.cost: Cost | None = None
+        self.saves: Cost | None = None
+
+    def priced(self, cost: Cost | None) -> "LoadOptions":
+        """Return these options, for loads that cost money."""
+        self.cost = self.saves = cost
+        return self
+
+    def price_of_each(self) -> int:
+        """Return what each load costs, in billionths, if that is always the same; hits then count nothing themselves.
+
+        Their number says it all; see `Stats.child`.
+        """
+        if self.cost is None or self.cost.of_value is not None:
+            return 0
+        self.saves = None
+        return self.cost.nanos
 
     def is_strict(self, namespace: Namespace) -> bool:
         """Return whether a value that cannot be stored is an error to the caller."""

@@ -3,11 +3,13 @@
 All these keys are of one slot of a cluster, so that one script can add to the sums and note that it has. A request
 whose answer was lost is sent again under its number, and counts once.
 
-The sums of the hours are for people: they end with their day. The total is for monitoring systems: it only grows, as a
-counter of Prometheus must. Publishing costs nothing more for it: a reader of the total adds the hours that have ended
-to it, once, and shows it with those that have not. A server that may have lost the latest writes, after a failover or
-a restart, could show a slightly smaller one, which a monitoring system would take for a restart at zero and count all
-of it again. So the total of such a server starts at zero, which is what monitoring systems expect.
+The sums of the hours are for people: they end with their day. What loads cost and hits save is also added up by day, in
+UTC and by the time of the report, for two months; the script takes these counts out of those of the hour. The total is
+for monitoring systems: it only grows, as a counter of Prometheus must. Publishing costs nothing more for it: a reader
+of the total adds the hours that have ended to it, once, and shows it with those that have not. A server that may have
+lost the latest writes, after a failover or a restart, could show a slightly smaller one, which a monitoring system
+would take for a restart at zero and count all of it again. So the total of such a server starts at zero, which is what
+monitoring systems expect.
 """
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
     from magnus_cache._engine.redis.exchange import Waiter
     from magnus_cache._engine.redis.wire import Wire
 
-__all__ = ["MINUTES", "FleetKeys", "FleetNames", "Published", "Report"]
+__all__ = ["DAYS", "MINUTES", "FleetKeys", "FleetNames", "Published", "Report"]
 
 _HOURS: Final = 24
 """Hours that a sum of the day has, the present one included."""
@@ -33,11 +35,17 @@ MINUTES: Final = 120
 """Minutes of which the totals are kept, for a chart."""
 
 _MINUTE_LIFE: Final = (MINUTES + 1) * 60
-_TOTAL_LIFE: Final = 30 * 86_400
+DAYS: Final = 62
+"""Days of which the ledger is kept, in UTC: this month and the last one."""
+
+_DAY: Final = 86_400
+_DAY_LIFE: Final = (DAYS + 1) * _DAY
+
+_TOTAL_LIFE: Final = 30 * _DAY
 """Seconds for which the total stays when no process publishes any more."""
 
 _MOST_TOTALS: Final = 10_000
-"""Fields of the total; further namespaces and functions are counted together."""
+"""Fields of the total and of a day; further namespaces and functions are counted together."""
 
 _LONGEST_LIFE: Final = 3_600
 """Seconds after which a process that has published nothing has died, whatever its interval."""
@@ -50,18 +58,35 @@ _NUMBER: Final = 8
 _PUBLISH: Final = Script(
     "PUBLISH",
     """
+local ledger = {h1 = true, h2 = true, m = true, l = true, us = true, ms = true, mv = true}
+local fields, most = redis.call('HMGET', KEYS[6], 'fields')[1], tonumber(ARGV[12])
+fields = tonumber(fields or '0')
+local function note(field, count)
+  local kind = string.match(field, '^[nf]:([^:]*):')
+  if not kind or not ledger[kind] then return end
+  if fields >= most and not redis.call('HMGET', KEYS[6], field)[1] then
+    field = string.gsub(field, '^([nf]:[^:]*:).*$', '%1(other)')
+  end
+  if redis.call('HSETNX', KEYS[6], field, count) == 1 then
+    fields = redis.call('HINCRBY', KEYS[6], 'fields', 1)
+  else
+    redis.call('HINCRBY', KEYS[6], field, count)
+  end
+end
 local before = redis.pcall('GET', KEYS[1])
 if type(before) ~= 'string' or string.sub(before, 1, #ARGV[1]) ~= ARGV[1] then
-  local at = 11
+  local at = 13
   for sum = 3, 4 do
     local count = tonumber(ARGV[at])
     for place = at + 1, at + 2 * count, 2 do
       redis.call('HINCRBY', KEYS[sum], ARGV[place], ARGV[place + 1])
+      if sum == 3 then note(ARGV[place], ARGV[place + 1]) end
     end
     at = at + 2 * count + 1
   end
   redis.call('EXPIRE', KEYS[3], ARGV[5])
   redis.call('EXPIRE', KEYS[4], ARGV[6])
+  redis.call('EXPIRE', KEYS[6], ARGV[11])
   redis.call('HSETNX', KEYS[5], 'open', ARGV[10])
   redis.call('EXPIRE', KEYS[5], ARGV[9])
 end
@@ -161,11 +186,16 @@ class FleetNames:
         """Return the name of the totals of a minute, by a second of the epoch in it."""
         return self._keyspace.control_name("fleet", f"m{int(second // 60)}") + self._tag
 
+    def day(self, second: float) -> bytes:
+        """Return the name of the ledger of a day, by a second of the epoch in it."""
+        return self._keyspace.control_name("fleet", f"d{int(second // _DAY)}") + self._tag
+
     def shared(self, second: float) -> list[bytes]:
         """Return the names of all keys that processes share, whether they exist or not."""
         hours = [self.hour(second - 3_600 * back) for back in range(-1, _HOURS + 1)]
         minutes = [self.minute(second - 60 * back) for back in range(-1, MINUTES + 1)]
-        return [self.index, self.total, self.notes, *hours, *minutes]
+        days = [self.day(second - _DAY * back) for back in range(-1, DAYS + 1)]
+        return [self.index, self.total, self.notes, *hours, *minutes, *days]
 
 
 class Report(NamedTuple):
@@ -207,9 +237,10 @@ class FleetKeys:
         """
         process, second = names.process(instance), int(report.second)
         command = _PUBLISH.command(
-            (process, names.index, names.hour(second), names.minute(second), names.total),
+            (process, names.index, names.hour(second), names.minute(second), names.total, names.day(second)),
             f"{report.number % 10**_NUMBER:0{_NUMBER}}".encode(), report.about, report.life, instance.encode(),
             _HOUR_LIFE, _MINUTE_LIFE, second, int(oldest), _TOTAL_LIFE, second // 3_600,
+            _DAY_LIFE, _MOST_TOTALS,
             *_pairs(report.fields), *_pairs(report.totals),
         )  # fmt: skip
         self._wire(process).call(command, lambda reply, _connection, _sent: reply, waiter)
@@ -294,6 +325,16 @@ class FleetKeys:
         wire = self._wire(names.index)
         backs = range(min(count, MINUTES) - 1, -1, -1)
         asked = [wire.execute(_command(b"HGETALL", names.minute(second - 60 * back))) for back in backs]
+        return [_hash(reply) for reply in await _all(asked)]
+
+    async def days(self, names: FleetNames, second: float, count: int) -> list[Mapping[bytes, bytes]]:
+        """Return the ledgers of the last days, the present one last.
+
+        :raises CacheUnavailableError: when Redis does not answer, or refuses.
+        """
+        wire = self._wire(names.index)
+        backs = range(min(count, DAYS) - 1, -1, -1)
+        asked = [wire.execute(_command(b"HGETALL", names.day(second - _DAY * back))) for back in backs]
         return [_hash(reply) for reply in await _all(asked)]
 
 

@@ -138,7 +138,7 @@ class Counters:
         """Return the counts, with their usual sums.
 
         ``saved_seconds``: what the hits would have taken, had each been a load of average length. ``spent`` and
-        ``saved``: the money that `count_cost` has counted.
+        ``saved``: money, by the ``cost`` of loads and by `count_cost`.
         """
         hits, seconds = self.l1_hits + self.l2_hits, self.load_micros / 1e6
         return {
@@ -206,12 +206,12 @@ class Stats:
 
     def __init__(self) -> None:
         self._namespaces: dict[str, Counters] = {}
-        self._children: list[tuple[str, str, Counters]] = []
+        self._children: list[tuple[str, str, Counters, int]] = []
         self.reset()
 
     def reset(self) -> None:
         """Count from zero, as in a forked child."""
-        for counters in (*self._namespaces.values(), *(counters for *_, counters in self._children)):
+        for counters in (*self._namespaces.values(), *(child[2] for child in self._children)):
             counters.reset()
         self.errors: dict[str, int] = {}
         self.fenced_loads = 0
@@ -226,15 +226,17 @@ class Stats:
             counters = self._namespaces.setdefault(name, Counters())
         return counters
 
-    def child(self, namespace: str, function: str) -> Counters:
+    def child(self, namespace: str, function: str, price: int = 0) -> Counters:
         """Return separate counters that also count for the namespace; past ten thousand, the namespace's own.
 
         :param function: the name of the decorated function.
+        :param price: billionths of money that each of its hits saves. They are counted when someone reads the counts:
+            so a hit costs nothing more. Past ten thousand functions they are not counted.
         """
         if len(self._children) >= _CHILDREN:
             return self.of(namespace)
         counters = Counters()
-        self._children.append((str(namespace), function, counters))
+        self._children.append((str(namespace), function, counters, price))
         return counters
 
     def by_namespace(self) -> dict[str, Counters]:
@@ -242,15 +244,15 @@ class Stats:
         sums: dict[str, Counters] = {}
         for name, counters in list(self._namespaces.items()):
             sums.setdefault(name, Counters()).add(counters)
-        for name, _, counters in list(self._children):
-            sums.setdefault(name, Counters()).add(counters)
+        for name, _, counters, price in list(self._children):
+            _add_priced(sums.setdefault(name, Counters()), counters, price)
         return sums
 
     def by_function(self) -> dict[tuple[str, str], Counters]:
         """Return the counts of each decorated function, by its namespace and its name."""
         sums: dict[tuple[str, str], Counters] = {}
-        for namespace, function, counters in list(self._children):
-            sums.setdefault((namespace, function), Counters()).add(counters)
+        for namespace, function, counters, price in list(self._children):
+            _add_priced(sums.setdefault((namespace, function), Counters()), counters, price)
         return sums
 
     def failed(self, reason: str) -> None:
@@ -288,6 +290,12 @@ def figures_of(
         },
         errors=dict(errors),
     )
+
+
+def _add_priced(total: Counters, counters: Counters, price: int) -> None:
+    total.add(counters)
+    if price:
+        total.saved_nanos += price * (counters.l1_hits + counters.l2_hits)
 
 
 def _percent(part: int, whole: int) -> float:

@@ -47,6 +47,7 @@ class SettingsOptions(TypedDict, total=False):
     max_value_bytes: int
     max_pending: int
     stats_interval: Duration
+    currency: str
     recorder_keys: int
     seal_keys: "str | SecretStr | None"
     recovery_path: str | PathLike[str] | None

@@ -197,6 +197,7 @@ class CacheSettings(BaseSettings):
     stats_interval: _SecondsOrNone = Field(
         10.0, description="seconds between two reports of a process to the statistics of the fleet; 0 for none"
     )
+    currency: str = Field("", max_length=16, description="that of `cost`, for display: a sign such as $, or a word")
     recorder_keys: int = Field(
         4_096, ge=0, description="of how many keys `explain` knows what happened to them lately; 0 for none"
     )

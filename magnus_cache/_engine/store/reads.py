@@ -320,12 +320,14 @@ class Reads(Fallback):
         try:
             if ref.namespace.seal:
                 raw = self.plain(ref, raw)
-            version, fresh_until, epoch, tags, payload, cost, negative, life = envelope.unpack(raw, self.limit(ref))
+            version, fresh_until, epoch, tags, payload, cost, negative, life, paid = envelope.unpack(
+                raw, self.limit(ref)
+            )
         except CacheDecodeError as error:
             self.unreadable(ref, error)
             self._gone(placeholder)
             return None
-        record = Record(None, payload, len(payload), version, epoch, tags, cost, negative)
+        record = Record(None, payload, len(payload), version, epoch, tags, cost, negative, paid=paid)
         return self._judged(ref, placeholder, record, (fresh_until, life), (connection, sent, generation))
 
     def compared(
@@ -411,7 +413,7 @@ class Reads(Fallback):
             deadline -= early
         if (cap := ref.namespace.l1_ttl) is not None and since + cap < deadline:
             deadline, more = since + cap, more & 1
-        facts = pack_facts(record.version, more, as_of)
+        facts = pack_facts(record.version, more, as_of, record.paid)
         if not record.tags:
             plain = PLAIN[record.shared](record.value, record.payload, deadline, trust, record.size, facts)
             plain.encoded = record.encoded

@@ -146,3 +146,5 @@ class Record(NamedTuple):
     """Whether the value is a mutable object that only callers may get whose namespace shares it."""
     began: Began | None = None
     """When the load or the write began; None for a value from Redis, whose header tells."""
+    paid: int = 0
+    """Billionths of the money that the load has cost, if that depends on the value."""

@@ -59,6 +59,6 @@ def recognized(near: Entry, reply: "Comparison") -> tuple[Record | None, int, fl
     value = near.value if payload is None else None
     record = Record(
         value, payload, near.length, header.version, header.epoch, tags, header.cost, near.negative,
-        encoded=near.encoded, shared=near.shared,
+        encoded=near.encoded, shared=near.shared, paid=near.paid,
     )  # fmt: skip
     return record, header.fresh_until, header.life, None

@@ -145,8 +145,10 @@ class SettledReads(JointReads):
             if raw is None or connection.known is not known or known.suspended or not tags.issuperset(error.tags):
                 raise
         raw = self._reads.plain(ref, raw)
-        version, fresh_until, epoch, found, payload, cost, negative, life = envelope.unpack(raw, self._reads.limit(ref))
-        record = Record(None, payload, len(payload), version, epoch, found, cost, negative)
+        version, fresh_until, epoch, found, payload, cost, negative, life, paid = envelope.unpack(
+            raw, self._reads.limit(ref)
+        )
+        record = Record(None, payload, len(payload), version, epoch, found, cost, negative, paid=paid)
         stamps, now = self._reads.tag_state(ref, found), self._state.clock()
         deadline = connection.time.end(fresh_until, life, now)
         judged = settled_verdict(self._state, ref, record, deadline - now, connection, sent)

@@ -267,7 +267,7 @@ class Writes(Removals):
         pack: Callable[..., bytes] = partial(
             envelope.pack, payload, version=record.version, epoch=record.epoch, cost=record.cost,
             tags=record.tags, compress=ref.namespace.compress, validator=record.validator,
-            negative=record.negative,
+            negative=record.negative, paid=record.paid,
         )  # fmt: skip
         ref.epoch_names.sized(len(payload))
         size = len(payload) if ref.namespace.compress else 0

@@ -1,0 +1,77 @@
+"""What `cost=` costs: ``python -m benchmarks.ledger``.
+
+CPU time of hits in memory and of loads, without Redis: in turns without a cost, with a number and with a function of
+the value.
+"""
+
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any, Final
+
+from magnus_cache import CacheManager
+
+_ROUNDS: Final = 41
+_HITS: Final = 20_000
+_LOADS: Final = 300
+
+_COSTS: Final[dict[str, Any]] = {"none": None, "number": 0.25, "function": len}
+
+
+def _spent(call: Callable[[], None]) -> int:
+    began = time.process_time_ns()
+    call()
+    return time.process_time_ns() - began
+
+
+def _hits(function: Callable[[str], object]) -> Callable[[], None]:
+    def call() -> None:
+        for _ in range(_HITS):
+            function("k")
+
+    return call
+
+
+def _hits_of_get_or_set(cache: CacheManager, cost: Any) -> Callable[[], None]:
+    def call() -> None:
+        for _ in range(_HITS // 10):
+            cache.get_or_set("t", "k", str, cost=cost)
+
+    return call
+
+
+def _loads(cache: CacheManager, cost: Any) -> Callable[[], None]:
+    def call() -> None:
+        for number in range(_LOADS):
+            cache.get_or_set("loads", number, str, cost=cost)
+        cache.clear("loads")
+
+    return call
+
+
+def main() -> None:
+    with CacheManager(redis_enabled=False) as cache:
+
+        def function(cost: Any) -> Callable[[str], object]:
+            def value(key: str) -> str:
+                return key
+
+            return cache.cached("f", cost=cost, version=str(cost))(value)
+
+        kinds: dict[str, dict[str, Callable[[], None]]] = {
+            "a hit of a cached function": {name: _hits(function(cost)) for name, cost in _COSTS.items()},
+            "a hit of get_or_set": {name: _hits_of_get_or_set(cache, cost) for name, cost in _COSTS.items()},
+            "a load": {name: _loads(cache, cost) for name, cost in _COSTS.items()},
+        }
+        for what, calls in kinds.items():
+            took: dict[str, list[int]] = {name: [] for name in calls}
+            for _ in range(_ROUNDS):
+                for name, call in calls.items():
+                    took[name].append(_spent(call))
+            for name in ("number", "function"):
+                ratios = [one / other for one, other in zip(took[name], took["none"], strict=True)]
+                print(f"{what}, cost is a {name}: {statistics.median(ratios):.3f} times of that without")
+
+
+if __name__ == "__main__":
+    main()
