@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
+    from magnus_cache._engine.api.audit_report import AuditReport, AuditRow, TtlProposal
     from magnus_cache._engine.api.managers import (
         AsyncCacheManager,
         CacheManager,
@@ -92,6 +93,8 @@ __all__ = [
     "TTL_REALTIME",
     "TTL_STATIC",
     "AsyncCacheManager",
+    "AuditReport",
+    "AuditRow",
     "CacheArgumentError",
     "CacheBatchEncodeError",
     "CacheBatchError",
@@ -142,6 +145,7 @@ __all__ = [
     "Stored",
     "TagsInvalidated",
     "Touched",
+    "TtlProposal",
     "Unreadable",
     "Unstorable",
     "WaitExpired",
@@ -212,6 +216,7 @@ _HOMES: Final = {
     ),
     "_engine.runtime.observers": ("Observation",),
     "_engine.store.explanation": ("Explanation", "KeyEvent"),
+    "_engine.api.audit_report": ("AuditReport", "AuditRow", "TtlProposal"),
     "_engine.store.lifetimes": ("Lifetime",),
     "_engine.store.stamps": ("Stamped",),
     "_engine.coordination.health": ("Health", "NodeHealth"),

@@ -44,34 +44,38 @@ def told(server_time: tuple[int, int]) -> datetime:
     return datetime.fromtimestamp(seconds, UTC) + timedelta(microseconds=micros)
 
 
-def close(one: datetime, other: datetime, within: float = 0.05) -> bool:
+def close(one: datetime, other: datetime, within: float) -> bool:
     return abs((one - other).total_seconds()) < within
 
 
 async def test_the_stamp_is_that_of_the_load_in_every_process(url: str, raw: Any) -> None:
-    began: list[datetime] = []
+    calls: list[int] = []
+    with virtual_clock() as clock:
 
-    async def load() -> str:
-        began.append(told(raw.time()))
-        await asyncio.sleep(0.2)
-        return "value"
+        async def load() -> str:
+            calls.append(1)
+            clock.advance(30)
+            return "value"
 
-    async with AsyncCacheManager(redis_url=url) as one, AsyncCacheManager(redis_url=url) as other:
-        first = await one.get_or_set("t", "k", load, 60, stamped=True)
-        assert (first.value, first.level, first.stale) == ("value", "load", False)
-        assert close(first.as_of, began[0])
-        assert 0.2 <= first.age < 5
-        near = await one.get_or_set("t", "k", load, 60, stamped=True)
-        far = await other.get("t", "k", stamped=True)
-        again = await other.get("t", "k", None, stamped=True)
-        assert far is not None
-        assert again is not None
-        assert [each.level for each in (near, far, again)] == ["l1", "l2", "l1"]
-        # The same to the microsecond, whoever asks.
-        assert near.as_of == far.as_of == again.as_of == first.as_of
-        assert first.age <= near.age <= far.age <= again.age + 0.05
-        assert len(began) == 1
-        assert (await one.lifetime("t", "k")).age >= near.age  # type: ignore[union-attr]
+        async with AsyncCacheManager(redis_url=url) as one, AsyncCacheManager(redis_url=url) as other:
+            before = told(raw.time())
+            first = await one.get_or_set("t", "k", load, 60, stamped=True)
+            assert (first.value, first.level, first.stale) == ("value", "load", False)
+            assert close(first.as_of, before, 10)
+            assert 30 <= first.age < 40
+            near = await one.get_or_set("t", "k", load, 60, stamped=True)
+            far = await other.get("t", "k", stamped=True)
+            again = await other.get("t", "k", None, stamped=True)
+            assert far is not None
+            assert again is not None
+            assert [each.level for each in (near, far, again)] == ["l1", "l2", "l1"]
+            # The same to the microsecond, whoever asks.
+            assert near.as_of == far.as_of == again.as_of == first.as_of
+            assert max(near.age, far.age, again.age) < 45
+            assert len(calls) == 1
+            life = await one.lifetime("t", "k")
+            assert life is not None
+            assert life.age >= near.age
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -93,7 +97,7 @@ async def test_each_kind_of_namespace_has_stamps(url: str, kind: str) -> None:
         found = await cache.get(namespace, "1", stamped=True)
         assert found is not None
         assert found.as_of > first.as_of
-        assert 0 <= found.age < 5
+        assert 0 <= found.age < 30
 
 
 def test_blocking_callers_get_the_same(url: str) -> None:
@@ -143,7 +147,7 @@ async def test_a_miss_is_the_default_itself(url: str) -> None:
             assert await cache.get("t", "k", "none", stamped=True) == "none"
             loaded = await cache.get_or_set("t", "k", lambda: 1, stamped=True)
             assert (loaded.value, loaded.level) == (1, "load")
-            assert loaded.age < 5
+            assert loaded.age < 30
 
 
 async def test_all_who_wait_for_a_load_get_its_stamp(url: str) -> None:
@@ -164,7 +168,7 @@ async def test_all_who_wait_for_a_load_get_its_stamp(url: str) -> None:
         assert {each.as_of for each in stamps} == {far.as_of}
         assert {each.level for each in stamps} == {"load"}
         assert far.level == "l2"
-        assert min(each.age for each in stamps) >= 0.1
+        assert min(each.age for each in stamps) >= 0.05
 
 
 def test_threads_that_wait_for_a_load_get_its_stamp(url: str) -> None:
@@ -270,7 +274,7 @@ async def test_each_value_of_a_batch_has_the_stamp_of_its_own_load(url: str) -> 
         assert list(found) == ["a", "b", "c"]
         assert [each.level for each in found.values()] == ["l1", "load", "load"]
         assert found["a"].as_of == early.as_of < found["b"].as_of == found["c"].as_of
-        assert found["b"].age >= 0.1
+        assert found["b"].age >= 0.05
         for each in (cache, other):
             many = await each.get_many("t", ["c", "a"], stamped=True)
             assert {key: stamp.as_of for key, stamp in many.items()} == {key: found[key].as_of for key in ("c", "a")}
@@ -328,7 +332,7 @@ async def test_in_an_outage_a_stamp_is_as_good_as_before(proxy: Proxy) -> None:
         away = await cache.get(far, "k", stamped=True)
         assert away is not None
         assert (away.as_of, away.level) == (first.as_of, "l1")
-        assert first.age <= away.age < 10
+        assert first.age <= away.age < 60
         assert (await cache.get_or_set(far, "k", lambda: 2, stamped=True)).level == "l1"
         assert (await cache.get_or_set_many(far, ["k"], lambda keys: {}, stamped=True))["k"].level == "l1"
         assert (await cache.get_many(far, ["k"], stamped=True))["k"].level == "l1"
@@ -346,7 +350,7 @@ async def test_on_a_cluster_the_clock_of_the_owner_counts(cluster: EmbeddedClust
             found = await other.get("t", key, stamped=True)
             assert found is not None
             assert found.as_of == stamps[key].as_of
-            assert 0 <= found.age < 10
+            assert 0 <= found.age < 60
 
 
 async def test_of_a_counter_it_is_when_it_was_created(url: str) -> None:
@@ -380,4 +384,4 @@ def test_a_stamp_never_makes_a_value_younger_than_it_is(steps: list[tuple[str, i
             found = cache.get("t", "k", stamped=True)
             assert (found is None) is (made is None)
             if found is not None and made is not None:
-                assert now - made <= found.age < now - made + 5
+                assert now - made <= found.age < now - made + 30

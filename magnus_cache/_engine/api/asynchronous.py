@@ -277,6 +277,7 @@ class AsyncCache(AsyncAtomic, AsyncReading, AsyncAdministration):
         options = LoadOptions(validate_ttl(ttl), checked_skip(skip_if), tag_rule, strict=strict, function=loader)
         if cost is not None:
             options.priced(checked_cost(cost))
+        if cost is not None or ref.namespace.audit:
             ref = ref.with_entry()
         names = tag_rule.of_call({})
         if state_of is not None or stamped:
@@ -294,6 +295,8 @@ class AsyncCache(AsyncAtomic, AsyncReading, AsyncAdministration):
                     ref.counters.l1_hits += 1
                     if options.saves is not None:
                         count_saved(ref.counters, options.saves, entry)
+                    if ref.namespace.audit:
+                        self._engine.auditor.loadable(LoadRequest(ref, loader, options, names), entry)
                     if self._state.observers.active:
                         self._state.observers.hit(ref, "l1")
                     return value
@@ -303,6 +306,8 @@ class AsyncCache(AsyncAtomic, AsyncReading, AsyncAdministration):
                 ref.counters.l2_hits += 1
                 if options.saves is not None:
                     count_saved(ref.counters, options.saves, entry)
+                if ref.namespace.audit:
+                    self._engine.auditor.loadable(LoadRequest(ref, loader, options, names), entry)
                 if self._state.observers.active:
                     self._state.observers.hit(ref, "l2")
                 return value

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, Unpack, overload
 from magnus_cache._engine import codec
 from magnus_cache._engine.api.asynchronous import AsyncCache
 from magnus_cache._engine.api.atomic import BlockingAtomic
+from magnus_cache._engine.api.audit_report import AuditReport, report_of
 from magnus_cache._engine.api.documented import documented_by
 from magnus_cache._engine.api.engine import Engine
 from magnus_cache._engine.api.local_stats import local_stats
@@ -23,6 +24,7 @@ from magnus_cache._engine.api.scanning import scan
 from magnus_cache._engine.api.set_many import set_many_blocking
 from magnus_cache._engine.api.stamped import get_stamped_blocking, load_many_stamped_blocking
 from magnus_cache._engine.api.warming import ProgressCallback, WarmReport
+from magnus_cache._engine.keys.names import check_name
 from magnus_cache._engine.loading.money import count_saved
 from magnus_cache._engine.loading.own_loop import wait_for
 from magnus_cache._engine.loading.request import BatchLoader, BatchRequest, LoadRequest
@@ -227,6 +229,7 @@ class BlockingCache(BlockingAtomic, BlockingReading):
         options = LoadOptions(validate_ttl(ttl), checked_skip(skip_if), tag_rule, strict=strict, function=loader)
         if cost is not None:
             options.priced(checked_cost(cost))
+        if cost is not None or ref.namespace.audit:
             ref = ref.with_entry()
         if state_of is not None or stamped:
             options.state_of = checked_state_of(state_of)
@@ -239,6 +242,8 @@ class BlockingCache(BlockingAtomic, BlockingReading):
                 ref.counters.l1_hits += 1
                 if options.saves is not None:
                     count_saved(ref.counters, options.saves, entry)
+                if ref.namespace.audit:
+                    self._engine.auditor.loadable(LoadRequest(ref, loader, options, tag_rule.of_call({})), entry)
                 if self._state.observers.active:
                     self._state.observers.hit(ref, "l1")
                 return value
@@ -248,6 +253,8 @@ class BlockingCache(BlockingAtomic, BlockingReading):
                 ref.counters.l2_hits += 1
                 if options.saves is not None:
                     count_saved(ref.counters, options.saves, found)
+                if ref.namespace.audit:
+                    self._engine.auditor.loadable(LoadRequest(ref, loader, options, tag_rule.of_call({})), found)
                 if self._state.observers.active:
                     self._state.observers.hit(ref, "l2")
                 return value
@@ -395,6 +402,12 @@ class BlockingCache(BlockingAtomic, BlockingReading):
         """Do what `AsyncCache.get_ledger` does, in blocking code."""
         found: list[LedgerRow] = self._call_or(partial(self._async.get_ledger, days, by=by))
         return found or []
+
+    def audit_report(self, namespace: str) -> AuditReport:
+        """Do what `AsyncCache.audit_report` does, in blocking code."""
+        name = str(check_name(namespace))
+        found: AuditReport | None = self._call_or(self._async.audit_report, name)
+        return report_of(name, self._state.stats.audits.of(name)) if found is None else found
 
     def get_processes(self) -> list[FleetProcess]:
         """Do what `AsyncCache.get_processes` does, in blocking code."""

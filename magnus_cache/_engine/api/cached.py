@@ -26,6 +26,7 @@ from magnus_cache._engine.keys.versions import Version, checked_version
 from magnus_cache._engine.loading.money import count_saved
 from magnus_cache._engine.loading.request import LoadRequest
 from magnus_cache._engine.memory.entry import Entry
+from magnus_cache._engine.policy.audits import sampler_of
 from magnus_cache._engine.policy.costs import AnyCost, checked_cost
 from magnus_cache._engine.policy.function_tags import function_tag, with_function_tag
 from magnus_cache._engine.policy.modes import Mode
@@ -155,6 +156,7 @@ class FunctionCache:
     :ivar slow: called for what is no hit in memory, see `HitSource`.
     :ivar rebind: of the wrapper made last; None if it has no part that looks into memory.
     :ivar hits: the entries that plain calls had; None if only binding a call tells which it is.
+    :ivar sampler: draws hits to audit, or None.
     :ivar loader: what is called on a miss.
     :ivar awaited: whether the wrapper made last is a coroutine function.
     :ivar compared: whether the code was compared with that of the last function of this name.
@@ -173,14 +175,14 @@ class FunctionCache:
         self.keys = keys
         self.function = function
         self.loader = function
-        self.awaited = False
-        self.compared = False
+        self.awaited = self.compared = False
         self.tag = function_tag(namespace, keys.name or type(function).__qualname__)
         if options.freshness:
             # A mistake in it is to be told where it is made.
             merged(engine.state.namespaces.resolve(namespace).freshness, options.freshness)
         name = keys.name or type(function).__qualname__
         self.counters = engine.state.stats.child(namespace, name, options.price_of_each())
+        self.sampler = sampler_of(engine.state.namespaces.resolve(namespace).audit, options.audit)
         self.memo: dict[Any, KeyRef] = {}
         self.hits = None if keys.shape is None else FunctionMemo(keys.shape)
         engine.state.namespaces.watch(self)
@@ -215,7 +217,7 @@ class FunctionCache:
         """Return where the value of a key lives."""
         policy = self.engine.state.namespaces.resolve(self.namespace)
         ref = self.engine.reads.address_of(policy, key, self.counters, self.options.freshness, self.tag)
-        return ref if self.options.saves is None else ref.with_entry()
+        return ref if self.options.saves is None and self.sampler is None else ref.with_entry()
 
     def namespaces_changed(self) -> None:
         """Forget where values live, as the namespace may have another policy now."""
@@ -314,6 +316,8 @@ class FunctionCache:
                     counters.l1_hits += 1
                     if self.options.saves is not None:
                         count_saved(counters, self.options.saves, entry)
+                    if self.sampler is not None:
+                        engine.auditor.called(self.sampler, functools.partial(self.request, ref, args, kwargs), entry)
                     if engine.state.observers.active:
                         engine.state.observers.hit(ref, "l1")
                     self._remember(args, kwargs, made, (ref, entry))
@@ -328,6 +332,8 @@ class FunctionCache:
                 counters.l2_hits += 1
                 if self.options.saves is not None:
                     count_saved(counters, self.options.saves, entry)
+                if self.sampler is not None:
+                    engine.auditor.called(self.sampler, functools.partial(self.request, ref, args, kwargs), entry)
                 if engine.state.observers.active:
                     engine.state.observers.hit(ref, "l2")
                 return value
@@ -345,6 +351,8 @@ class FunctionCache:
                 counters.l1_hits += 1
                 if self.options.saves is not None:
                     count_saved(counters, self.options.saves, entry)
+                if self.sampler is not None:
+                    engine.auditor.called(self.sampler, functools.partial(self.request, ref, args, kwargs), entry)
                 if engine.state.observers.active:
                     engine.state.observers.hit(ref, "l1")
                 self._remember(args, kwargs, made, (ref, entry))
@@ -355,6 +363,8 @@ class FunctionCache:
                 counters.l2_hits += 1
                 if self.options.saves is not None:
                     count_saved(counters, self.options.saves, found)
+                if self.sampler is not None:
+                    engine.auditor.called(self.sampler, functools.partial(self.request, ref, args, kwargs), found)
                 if engine.state.observers.active:
                     engine.state.observers.hit(ref, "l2")
                 return value
@@ -408,10 +418,10 @@ class FunctionCache:
     @property
     def source(self) -> HitSource:
         """What the wrapper made last looks into."""
+        # A wrapper that finds no reference leaves hits to `slow`, which counts what each has saved, and audits.
+        refs = self.memo if self.options.saves is None and self.sampler is None else {}
         root = {} if self.hits is None else self.hits.root
-        # A wrapper that finds no reference leaves all hits to `slow`, which counts what each has saved.
-        refs = self.memo if self.options.saves is None else {}
-        return HitSource(self.engine, root, refs, self.counters, self.slow)
+        return HitSource(self.engine, root, refs, self.counters, self.slow, self.sampler)
 
 
 def _with(wrapper: Any, **more: Callable[..., Any]) -> Any:

@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Final, NoReturn, Self, Unpack
 from magnus_cache._engine.codec.compression import Compression, checked_compression
 from magnus_cache._engine.keys.names import check_name
 from magnus_cache._engine.keys.versions import Version, checked_version
+from magnus_cache._engine.policy.audits import checked_audit
 from magnus_cache._engine.policy.codecs import checked_codec
 from magnus_cache._engine.runtime.annotations import readable
 from magnus_cache._engine.runtime.durations import Duration, seconds
@@ -79,6 +80,8 @@ class Namespace(str):
         is in Redis: use it only if nobody else can write there. Ints stay in the cache's own format, so that `incr`
         works. After another change of the codec, change `version`, too.
     :param strict: raise `CacheEncodeError` if the result of a load cannot be stored, instead of returning it.
+    :param audit: the share of hits of cached functions and of `get_or_set`, 0 to 1, whose value is loaded again in the
+        background and compared; see `audit_report`. Give it before functions are decorated.
     :param freshness: what may be done with values that expire soon or have expired: ``grace``, ``soft_timeout``,
         ``hard_timeout``, ``early``, ``jitter``, ``retry``, ``negative``; see `Freshness`.
     :raises CacheArgumentError: (a `ValueError`) for an invalid argument, naming it.
@@ -98,11 +101,12 @@ class Namespace(str):
     seal: bool
     codec: tuple[Callable[[Any], bytes], Callable[[bytes], Any]] | None
     strict: bool
+    audit: float
     freshness: Freshness
 
     __slots__ = (
-        "codec", "compress", "freshness", "l1", "l1_max_entries", "l1_ttl", "local", "max_value_bytes", "offline",
-        "seal", "share", "strict", "ttl", "version",
+        "audit", "codec", "compress", "freshness", "l1", "l1_max_entries", "l1_ttl", "local", "max_value_bytes",
+        "offline", "seal", "share", "strict", "ttl", "version",
     )  # fmt: skip
 
     DEFAULTS: ClassVar[dict[str, Any]] = {
@@ -119,6 +123,7 @@ class Namespace(str):
         "seal": False,
         "codec": None,
         "strict": False,
+        "audit": 0.0,
         "grace": NO_POLICY.grace,
         "soft_timeout": NO_POLICY.soft_timeout,
         "hard_timeout": NO_POLICY.hard_timeout,
@@ -146,6 +151,7 @@ class Namespace(str):
         seal: bool = False,
         codec: tuple[Callable[[Any], bytes], Callable[[bytes], Any]] | None = None,
         strict: bool = False,
+        audit: float = 0.0,
         **freshness: Unpack[FreshnessOptions],
     ) -> Self:
         """Make a namespace; see the class."""
@@ -164,6 +170,7 @@ class Namespace(str):
         put(self, "seal", _flag(seal, "seal"))
         put(self, "codec", checked_codec(codec))
         put(self, "strict", _flag(strict, "strict"))
+        put(self, "audit", checked_audit(audit))
         put(self, "freshness", Freshness.of(freshness))
         if self.local:
             _check_local(self)
