@@ -252,9 +252,11 @@ async def test_the_rest_of_a_long_stream_is_closed_with_its_reader(cache: AsyncC
 
 
 async def test_a_reader_that_changes_its_chunks_changes_no_one_elses(cache: AsyncCacheManager) -> None:
-    source, llm = Source(), llm_of(cache)
+    source, llm = Source(gated=True), llm_of(cache)
     async for chunk in await llm.acall(source.ask, model="m"):
+        # Before the stream goes on, and so before its chunks are stored.
         chunk["text"] = "changed"
+        source.open()
     again = await llm.acall(source.ask, model="m")
     assert await read(again) == WORDS
 

@@ -4,7 +4,14 @@ from typing import Any, Final
 
 from magnus_cache._engine.coherence.node_trust import NodeTrust
 from magnus_cache._engine.coordination.leases import Leases
-from magnus_cache._engine.redis import cluster, cluster_origins, cluster_pipeline, cluster_scripts, cluster_wire
+from magnus_cache._engine.redis import (
+    cluster,
+    cluster_client,
+    cluster_origins,
+    cluster_pipeline,
+    cluster_scripts,
+    cluster_wire,
+)
 from magnus_cache._engine.redis.client_atomic import AtomicKeys
 from magnus_cache._engine.redis.cluster_client import ClusterClient
 from magnus_cache._engine.redis.cluster_loop import ClusterLoop
@@ -15,6 +22,7 @@ from magnus_cache._engine.redis.cluster_wire import ClusterWire
 from magnus_cache._engine.redis.confirmed_wire import ConfirmedWire
 from magnus_cache._engine.redis.slots import GROUPS, SlotMap, anchor_tag, group_of, key_slot
 from magnus_cache._engine.redis.topology import Topology
+from magnus_cache._engine.store import stored_values
 from magnus_cache._engine.store.settled_reads import SettledReads
 from tests.support.guards import guard, nothing, put, rewrite
 
@@ -174,6 +182,38 @@ def without_the_history_that_a_server_has_continued() -> None:
 @guard(f"{SUCCESSORS}::test_invariant_7_a_group_moves_on_from_a_successor_before_this_process_has_heard_of_it")
 def without_the_word_of_the_nodes_that_a_slot_has_moved_between() -> None:
     rewrite(ClusterLoop.identity_beside, "if self._has_passed_on(node_id, wire, suffix) else", "if True else")
+
+
+@guard(f"{SUCCESSORS}::test_invariant_7_a_group_is_suspect_until_its_servers_are_vetted_by_one_map")
+def without_doubt_that_lasts_when_slots_move() -> None:
+    rewrite(
+        ClusterWire.slots_moved,
+        "self._vetted.difference_update(suffixes)",
+        "self._vetted.difference_update(suffixes); self._unknown.difference_update(suffixes)",
+    )
+    rewrite(ClusterClient._arrived, "nodes.wire_of(copy).doubt(suffix)", "pass")
+    rewrite(cluster_client._vetted, "sent if connection.is_vetted(suffix) else -math.inf", "sent")
+
+
+@guard(f"{HERE}::test_what_has_moved_is_judged_by_its_present_owner")
+def without_a_look_who_has_a_value_before_it_is_judged() -> None:
+    present = "writes.state.client.current_connection(ref.name)"
+    another = f"next(each for each in writes.state.topology.connections() if each is not {present})"
+    rewrite(stored_values.judged, f"wire = {present}", f"wire = {another}")
+
+
+@guard(f"{HERE}::test_invariant_7_an_epoch_counts_only_if_its_server_is_vetted_by_the_present_map")
+def without_a_look_whether_the_server_of_an_epoch_is_vetted() -> None:
+    rewrite(cluster_client._vetted, "sent if connection.is_vetted(suffix) else -math.inf", "sent")
+
+
+@guard(f"{HERE}::test_invariant_7_an_epoch_counts_only_if_its_server_is_vetted_by_the_present_map")
+def without_the_moment_since_which_epochs_count_after_a_flush() -> None:
+    def flushed(wire: ClusterWire) -> None:
+        wire._vetted.clear()
+        ConfirmedWire._flushed(wire)
+
+    put(ClusterWire, "_flushed", flushed)
 
 
 @guard(f"{ORIGINS}::test_what_was_told_before_a_slot_moved_says_nothing")

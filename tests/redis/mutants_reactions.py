@@ -21,7 +21,7 @@ def without_the_probe() -> None:
     put(handshake, "answers", answers)
 
 
-@guard(HERE)
+@guard(f"{HERE}::test_the_name_leads_to_the_new_primary")
 def without_leaving_a_demoted_server() -> None:
     put(wire, "ReadOnlyError", type("Other", (Exception,), {}))
 

@@ -1,6 +1,8 @@
 """A cache on a Redis Cluster: the same operations and promises as on one server."""
 
 import asyncio
+import math
+import re
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -9,7 +11,8 @@ import pytest
 
 from magnus_cache import AsyncCacheManager, CacheManager, Namespace
 from magnus_cache._engine.coherence.node_trust import SPAN
-from magnus_cache._engine.redis.slots import GROUPS, anchor_tag, group_of, key_slot
+from magnus_cache._engine.redis.cluster_wire import ClusterWire
+from magnus_cache._engine.redis.slots import GROUPS, MapChanges, anchor_tag, group_of, key_slot
 from magnus_cache._engine.runtime.clock import monotonic
 from magnus_cache.embedded import EmbeddedServer
 from magnus_cache.testing import EmbeddedCluster, ServerNode, isolated
@@ -18,6 +21,7 @@ from tests.support.inside import (
     cluster_view_of,
     heartbeat_is_due,
     map_is_asked_for_again,
+    push,
     put_off_attempts,
     state_of,
     waits_for_a_lease,
@@ -817,6 +821,70 @@ async def test_invariant_1_an_epoch_that_was_asked_for_before_its_slot_moved_is_
         assert names.control not in wire.known.current
         wire.known.learned(names.control, state.epochs.latest(names.control), state.clock())
         assert names.control in wire.known.current
+
+
+@pytest.mark.parametrize("call", ["ttl", "touch", "increment", "update"])
+async def test_what_has_moved_is_judged_by_its_present_owner(cluster: EmbeddedCluster, call: str) -> None:
+    """The former owner is asked once, and knows nothing of the value's epochs any more."""
+    key, slot = key_on(cluster, cluster.primaries[0])
+    # With the slot of the epochs.
+    slots = dict.fromkeys([slot, key_slot(anchor_tag(group_of(slot)))])
+    owners = {each: node for node in cluster.primaries for each in slots if each in cluster.slots_of(node)}
+    target = next(node for node in cluster.primaries if node not in owners.values())
+    async with cache_of(cluster) as one, cache_of(cluster, max_staleness=60.0) as other:
+        assert await one.set("t", key, 1)
+        assert await other.get("t", "another") is None
+        assert await other.ttl("t", key) is not None
+        for each in slots:
+            await asyncio.to_thread(cluster.migrate, [each], target)
+        before = sum(map(_sent_elsewhere, cluster.primaries))
+        if call == "ttl":
+            assert await other.ttl("t", key) is not None
+        elif call == "touch":
+            assert await other.touch("t", key, 60)
+        elif call == "increment":
+            assert await other.incr("t", key) == 2
+        else:
+            assert await other.update("t", key, lambda value: value + 1) == 2
+        assert sum(map(_sent_elsewhere, cluster.primaries)) <= before + 1
+
+
+def _sent_elsewhere(node: ServerNode) -> int:
+    """Return how many requests a node has answered with MOVED."""
+    found = re.search(r"errorstat_MOVED:count=(\d+)", str(node.ask("INFO", "errorstats")))
+    return 0 if found is None else int(found[1])
+
+
+async def test_invariant_7_an_epoch_counts_only_if_its_server_is_vetted_by_the_present_map(
+    cluster: EmbeddedCluster,
+) -> None:
+    """Slots may move after the origins of their group were judged, and before the epoch is asked for."""
+    key, slot = key_on(cluster, cluster.primaries[0])
+    name = f"magnus:t:{key}".encode()
+    async with cache_of(cluster) as cache:
+        await cache.set("t", key, "value")
+        state = state_of(cache)
+        root, wire = state.epochs.names_for("t", name).root, state.topology.wire(name)
+        assert isinstance(wire, ClusterWire)
+
+        def sent_at(_epoch: int, _connection: object, sent: float) -> Any:
+            return sent
+
+        async def counts(between: Callable[[], object]) -> bool:
+            asked = [asyncio.get_running_loop().create_future() for _ in range(2)]
+            for waiter in asked:
+                # The second one is sent at the end of the turn, as the first one is under way.
+                state.client.learn(root, 0, sent_at, waiter)
+            between()
+            sent: float = (await asyncio.gather(*asked))[1]
+            return sent >= wire.known.since > -math.inf
+
+        assert await counts(lambda: None)
+        assert not await counts(lambda: wire.slots_moved(MapChanges(((slot, slot),))))
+        since = wire.known.since
+        await push(wire, [b"invalidate", None])
+        assert wire.known.since == since
+        assert await cache.get("t", key) == "value"
 
 
 # -- another node's word ----------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import pytest
 
 from magnus_cache import AsyncCacheManager
-from magnus_cache._engine.redis.slots import group_of
+from magnus_cache._engine.redis.slots import SLOTS, ClusterNode, SlotMap, anchor_tag, group_of, key_slot
 from magnus_cache.testing import EmbeddedCluster, ServerNode
 from magnus_cache.testing.servers.migration import SlotMigration
 from tests.support.groups import anyio_backend, cache_of, key_on
@@ -124,6 +124,33 @@ async def test_invariant_7_a_group_moves_on_from_a_successor_before_this_process
         assert await cache.get("t", key) is None
         await cache.set("t", key, "new")
         assert await cache.get("t", key) == "new"
+        assert "new" in str(target.ask("GET", f"magnus:t:{key}"))
+        cluster.heal()
+
+
+async def test_invariant_7_a_group_is_suspect_until_its_servers_are_vetted_by_one_map(
+    private_cluster_with: StartCluster,
+) -> None:
+    """A new map comes with the first connection to a replica, while the servers of the group are vetted."""
+    cluster = private_cluster_with(3, 3, node_timeout=30.0, links=True)
+    async with cache_of(cluster, op_timeout=5.0, max_staleness=60.0) as cache:
+        primary, other, target = cluster.primaries
+        replica = cluster.replicas_of(primary)[0]
+        key, slot = await _moves_on(cluster, cache, primary, target)
+        view = cluster_view_of(cache)
+        # A third node tells of the replica, and has not heard yet that all of the group has moved on from it.
+        kept = {slot, key_slot(anchor_tag(group_of(slot)))}
+        late = next(each for each in range(SLOTS) if group_of(each) == group_of(slot) and each not in kept)
+        owners = dict.fromkeys(cluster.view(replica)[target.id].slots, view.map.nodes[target.id])
+        successor = ClusterNode(replica.id, replica.host, replica.port)
+        owners |= dict.fromkeys({*cluster.view(replica)[replica.id].slots, late}, successor)
+        owners |= dict.fromkeys(cluster.view(replica)[other.id].slots, view.map.nodes[other.id])
+        told = SlotMap((each, each, owner) for each, owner in owners.items())
+        view.adopt(told, other.id, state_of(cache).clock())
+        assert await cache.get("t", key) is None
+        # That is what the replica told when the process connected with it.
+        assert cluster_view_of(cache).map.owner(late) == view.map.nodes[target.id]
+        await cache.set("t", key, "new")
         assert "new" in str(target.ask("GET", f"magnus:t:{key}"))
         cluster.heal()
 

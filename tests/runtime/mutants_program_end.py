@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from magnus_cache._engine.coordination import epoch_sync, lease
 from magnus_cache._engine.flights import flights
-from magnus_cache._engine.loading import batch
+from magnus_cache._engine.loading import batch, batch_loads
 from magnus_cache._engine.redis import connection, wire
 from magnus_cache._engine.runtime import loop_end
 from magnus_cache._engine.runtime.waiters import Failed
@@ -58,6 +58,7 @@ def without_abandoning_the_loads_of_a_closed_loop() -> None:
 @guard(f"{HERE}::test_a_batch_on_a_loop_closed_by_hand_leaves_its_keys_free")
 def without_giving_back_the_leases_of_a_batch_on_a_closed_loop() -> None:
     put(batch, "cancel", _cancel)
+    put(batch_loads, "cancel", _cancel)
 
 
 @guard(f"{HERE}::test_a_batch_on_a_loop_closed_by_hand_leaves_its_keys_free")

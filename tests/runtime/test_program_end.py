@@ -1,6 +1,7 @@
 """What a program prints that ends, or closes an event loop, without closing the cache: nothing."""
 
 import asyncio
+import contextlib
 import gc
 import os
 import signal
@@ -539,7 +540,9 @@ def unraisable(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("state", ["loading", "waiting for another process", "about to load"])
+@pytest.mark.parametrize(
+    "state", ["loading", "waiting for another process", "loading what another gave up", "about to load"]
+)
 def test_a_batch_on_a_loop_closed_by_hand_leaves_its_keys_free(
     url: str, by_hand: asyncio.AbstractEventLoop, state: str, unraisable: list[str], caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
@@ -548,26 +551,42 @@ def test_a_batch_on_a_loop_closed_by_hand_leaves_its_keys_free(
     cache = magnus_cache.AsyncCacheManager(redis_url=url, lease=100, wait_timeout=100)
     other = magnus_cache.CacheManager(redis_url=url, lease=100, wait_timeout=100)
     begun, go, tasks = threading.Event(), threading.Event(), list[Any]()
-    threads = []
+    taken_over, threads = threading.Event(), []
 
     async def load(keys: list[str]) -> dict[str, int]:
         begun.set()
+        if "k" in keys:
+            taken_over.set()
         await asyncio.Event().wait()
         return {}
 
     def load_elsewhere() -> int:
         begun.set()
         go.wait(60)
+        if state == "loading what another gave up":
+            raise LookupError
         return 1
+
+    def ask_elsewhere() -> None:
+        with contextlib.suppress(LookupError):
+            other.get_or_set("t", "k", load_elsewhere)
+
+    def is_waiting() -> bool:
+        return len(leases) == 1 and waits_for_a_lease(cache)
+
+    def is_taken_over() -> bool:
+        if is_waiting():
+            go.set()
+        return taken_over.is_set()
 
     if state == "about to load":
         monkeypatch.setattr(batches.Batch, "_start", lambda _: begun.set())
-    if state == "waiting for another process":
-        threads.append(threading.Thread(target=lambda: other.get_or_set("t", "k", load_elsewhere)))
+    if "another" in state:
+        threads.append(threading.Thread(target=ask_elsewhere))
         threads[0].start()
         assert begun.wait(10)
     leases = cache._engine.state.leases
-    until = (lambda: len(leases) == 1 and waits_for_a_lease(cache)) if threads else begun.is_set
+    until = is_taken_over if "gave up" in state else is_waiting if threads else begun.is_set
     by_hand.run_until_complete(left_alone(lambda: cache.get_or_set_many("t", ["k", "l"], load), until, tasks))
     by_hand.close()
     assert not load_tasks(cache)

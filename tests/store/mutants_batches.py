@@ -128,7 +128,7 @@ def without_a_look_whether_a_reader_has_left() -> None:
     rewrite(batches.ValueBatches._settle, "if waiter.done():", "if False:")
 
 
-@guard(f"{HERE}::test_a_lost_connection_fails_each_read_of_its_batches_and_keeps_no_place")
+@guard(f"{HERE}::test_a_batch_whose_connection_does_not_come_back_keeps_no_place")
 def without_giving_back_the_places_of_a_lost_batch() -> None:
     put(batches.ValueBatches, "unanswered", nothing)
 

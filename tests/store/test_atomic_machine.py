@@ -157,7 +157,7 @@ class Atomic(RuleBasedStateMachine):
 
     @rule(who=WHO, key=KEY, value=VALUES, life=LIVES, tags=TAGS)
     def sets(self, who: int, key: str, value: Any, life: float, tags: tuple[str, ...]) -> None:
-        if who != 2 and self.cut is None:
+        if who != 2 and not self.is_cut(who):
             # A `set` that does not know of a clear yet is a miss to others. What is written in one step is not.
             self.caches[who].get_stats()
         self.caches[who].set(self.space_of(who), key, value, life, tags)

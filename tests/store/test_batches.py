@@ -312,6 +312,24 @@ async def test_a_lost_connection_fails_each_read_of_its_batches_and_keeps_no_pla
         assert pipeline_of(wire).pending == 0
 
 
+@pytest.mark.parametrize("l1", [False, True])
+async def test_a_batch_whose_connection_does_not_come_back_keeps_no_place(proxy: Proxy, l1: bool) -> None:
+    """No second attempt takes the places that the first one had."""
+    namespace = Namespace("lost", ttl=600, l1=l1)
+    async with AsyncCacheManager(redis_url=proxy.url, op_timeout=5) as cache:
+        await cache.get(namespace, "other")
+        proxy.freeze()
+        calls = [asyncio.create_task(cache.get(namespace, key)) for key in range(40)]
+        wire = wire_of(cache)
+        await wait_until_async(lambda: pipeline_of(wire).pending >= 40 and not pipeline_of(wire).queue)
+        proxy.refuse()
+        proxy.cut()
+        assert await asyncio.gather(*calls) == [None] * 40
+        assert cache._engine.state.memory.pending == 0
+        proxy.resume()
+        proxy.thaw()
+
+
 async def test_a_fault_in_the_handling_of_a_batch_is_told_to_its_readers_alone(url: str) -> None:
     async with AsyncCacheManager(redis_url=url) as cache:
         await cache.set(FAR, "a", 1)
@@ -516,6 +534,7 @@ async def test_a_remembered_reference_has_the_policy_that_its_namespace_has_now(
         own = Namespace("remembered", ttl=7)
         assert reads.ref(own, "k").namespace is own
         assert reads.ref(Namespace("remembered", ttl=8), "k").namespace.ttl == 8
+        assert reads.ref("remembered", "k").namespace.ttl is None
         registered = register_namespace(Namespace("remembered", ttl=9), replace=True)
         assert reads.ref("remembered", "k").namespace is registered
 

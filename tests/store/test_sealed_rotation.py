@@ -143,6 +143,11 @@ def _agree(writer: CacheManager, reader: CacheManager, namespace: Namespace) -> 
         assert writer.get(namespace, "k") == number
     writer.delete(namespace, "k")
     wait_until(lambda: reader.get(namespace, "k") is None)
+    # Under the name that it has for the writer, which may be another one than the reader's first.
+    writer.set(namespace, "k", 9)
+    wait_until(partial(_has, reader, namespace, k=9))
+    assert reader.delete(namespace, "k")
+    wait_until(lambda: writer.get(namespace, "k") is None)
     writer.set_many(namespace, {"a": 1, "b": 2}, tags="t")
     wait_until(partial(_has, reader, namespace, a=1, b=2))
     reader.set(namespace, "a", 3, tags="t")

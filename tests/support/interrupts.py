@@ -5,11 +5,11 @@ loop goes round. A trace function sees all of these, so what a handler would do 
 """
 
 import asyncio
+import contextlib
 import dis
 import inspect
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any, Final
@@ -20,6 +20,8 @@ _TRACED: Final = (
     str(Path(magnus_cache.__file__).parent) + "/",
     # What wakes a loop, and what the guards are replaced by.
     str(Path(asyncio.__file__).parent) + "/",
+    # The ways into and out of the package's context managers.
+    contextlib.__file__,
     str(Path(__file__).parents[1] / "runtime" / "mutants_interrupts.py"),
 )
 
@@ -78,7 +80,7 @@ class Interruption:
             self.do()
 
 
-@contextmanager
+@contextlib.contextmanager
 def interrupted(at: int, do: Callable[[], object]) -> Iterator[Interruption]:
     """Do something at the n-th place that this thread comes by within the package."""
     interruption = Interruption(at, do)

@@ -211,7 +211,9 @@ class _ByArguments:
             parts.insert(0, closure)
         if self._bound is not None:
             parts.insert(0, self._bound.part(self._call.thing))
-        return KeyText(shorten(f"{self._head}~({','.join(parts)})"))
+        text = f"{self._head}~({','.join(parts)})"
+        # As `shorten` does it, without a call for each key.
+        return KeyText(text if len(text) <= LONGEST_TEXT and text.isascii() else shorten(text))
 
     def _parts(self, arguments: Kwargs) -> list[str]:
         parts = []

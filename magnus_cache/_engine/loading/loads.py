@@ -36,7 +36,6 @@ from magnus_cache._engine.runtime.clock import monotonic
 from magnus_cache._engine.runtime.critical import check_waiting
 from magnus_cache._engine.runtime.observers import NO_SPAN, ErrorServed, LoadSpan
 from magnus_cache._engine.runtime.portal import NoThreadError
-from magnus_cache._engine.runtime.recorder import code_of
 from magnus_cache._engine.runtime.turns import at_once, in_turns
 from magnus_cache._engine.runtime.workers import is_async
 from magnus_cache._engine.store.fills_many import ManyFills
@@ -319,9 +318,7 @@ class Loads:
     async def record_failure(self, request: LoadRequest[Any], error: Exception, started: float, fence: Fence) -> None:
         """Remember a loader's error if the policy says so; else pause the loads of the key."""
         ref, freshness = request.ref, request.ref.freshness
-        self._state.recorder.add(
-            ref.name, "load failed", code_of(request.options.function), type(error).__name__
-        )  # fmt: skip
+        self._state.recorder.add_call(ref.name, "load failed", request.options.function, type(error).__name__)
         ref.counters.load_errors += 1
         if freshness is NO_POLICY or fence.flight.loop_stopped:
             return

@@ -24,7 +24,7 @@ def count_load(state: "State", request: LoadRequest[Any], started: float) -> flo
     :param started: when it began, in monotonic seconds.
     """
     cost, ref = monotonic() - started, request.ref
-    state.recorder.add(ref.name, "loaded", code_of(request.options.function), cost)
+    state.recorder.add_call(ref.name, "loaded", request.options.function, cost)
     ref.counters.loads += 1
     ref.counters.load_micros += int(cost * MICROSECONDS)
     if request.options.cost is not None:

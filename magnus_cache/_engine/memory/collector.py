@@ -29,12 +29,13 @@ class Collecting(Tiers):
     :ivar steps: names that the collector has visited.
     """
 
-    __slots__ = ("_names", "_owed", "_part", "_round", "steps")
+    __slots__ = ("_is_advancing", "_names", "_owed", "_part", "_round", "steps")
 
     def _start_over(self) -> None:
         """Begin the first round."""
         self._names: list[bytes] = []
         self._part = self._round = self._owed = self.steps = 0
+        self._is_advancing = False
 
     def _collect(self) -> None:
         """Take the steps due for a write, and more where many entries are dead."""
@@ -46,7 +47,21 @@ class Collecting(Tiers):
                     break
 
     def _advance(self, limit: int) -> int:
-        """Visit some names, each at most once or twice; return how many entries were removed."""
+        """Visit some names, each at most once or twice; return how many entries were removed.
+
+        Within another call of it, nothing is done. It is a signal handler or a finalizer that comes in the midst of a
+        step: a name that is about to be visited is no longer among the names, and what ended a round here would let a
+        clear leave the log before that name's entry was compared with it.
+        """
+        if self._is_advancing:
+            return 0
+        self._is_advancing = True
+        try:
+            return self._visit_some(limit)
+        finally:
+            self._is_advancing = False
+
+    def _visit_some(self, limit: int) -> int:
         now, removed, steps = self._clock(), 0, 0
         table, shards = self._table.get, () if self._cold is None else self._cold.shards
         # The names taken when this part began may be gone by now, so they come on top of those that are there.
@@ -56,7 +71,7 @@ class Collecting(Tiers):
             try:
                 name = self._names.pop()
             except IndexError:
-                break  # A signal handler has taken the last step in between.
+                break  # A signal handler has emptied the memory in between.
             steps += 1
             # As `_visit` does for nearly all: an entry of the present generation that lives, or its record.
             entry = table(name)

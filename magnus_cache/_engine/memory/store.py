@@ -212,7 +212,8 @@ class LocalCache(Collecting):
         """Remove a name's entry and void its placeholder."""
         with self._lock:
             self._pending.pop(name, None)
-            if self._forget(name):
+            # As in `_forget`: a value that was just loaded has replaced nothing here.
+            if (name in self._table or (self._cold is not None and name in self._cold)) and self._forget(name):
                 self._collect()
 
     def clear(self, prefix: _Name = b"") -> None:

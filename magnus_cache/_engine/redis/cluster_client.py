@@ -18,6 +18,7 @@ The races that this excludes
 """
 
 import asyncio
+import math
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from functools import partial
 from typing import Any, Final
@@ -35,6 +36,7 @@ from magnus_cache._engine.redis.cluster_many import ManyClusterKeys
 from magnus_cache._engine.redis.cluster_scans import on_all_primaries, reclaim_on
 from magnus_cache._engine.redis.cluster_scripts import NOTHING
 from magnus_cache._engine.redis.cluster_topology import ClusterTopology
+from magnus_cache._engine.redis.cluster_wire import ClusterWire
 from magnus_cache._engine.redis.exchange import Callback, Connection, Receive, Waiter, pass_error
 from magnus_cache._engine.redis.partly_issued import PartlyIssuedError
 from magnus_cache._engine.redis.slots import GROUPS
@@ -191,9 +193,11 @@ class ClusterClient(ManyClusterKeys):
         :raises CacheUnavailableError: at once, when Redis is known to be away or the queue is full.
         """
         suffix = control[len(logical_name(control)) :]
-        if logical_name(control) == self._epochs.root and self._nodes.nodes_here().unsure(suffix):
-            self._begin(self._arrived(control, known, receive, waiter))
-            return
+        if logical_name(control) == self._epochs.root:
+            if self._nodes.nodes_here().unsure(suffix):
+                self._begin(self._arrived(control, known, receive, waiter))
+                return
+            receive = partial(_vetted, suffix, receive)
         command = cluster_scripts.learn_copy(self._epochs.names, control, known)
         self._decide(command, control, known, receive, waiter)
 
@@ -257,27 +261,30 @@ class ClusterClient(ManyClusterKeys):
                 await nodes.meet()
                 stored = await self._ask(copy, lookup)
                 before = stored if type(stored) is bytes else b""
+                # Also the one that brings the epoch, if slots have moved since it was vetted.
+                nodes.wire_of(copy).doubt(suffix)
                 await nodes.hear(suffix, origins.read(stored))
                 for wire in nodes.unsure(suffix):
                     wire.vet(suffix, stored)
                 doubted = [wire for wire in nodes.unsure(suffix) if nodes.is_primary(wire.node_id)]
-                unsure = {wire: wire.identity for wire in doubted if wire.identity}
+                unsure = {wire: (wire.identity, wire.known.since) for wire in doubted if wire.identity}
                 if not unsure:
-                    return await self._learned(copy, known, receive)
+                    return await self._learned(copy, known, partial(_vetted, suffix, receive))
                 successors = await nodes.successors(suffix, origins.read(stored), doubted) if before else None
                 if successors is not None:
                     # A failover that was planned, as a rule: nothing is missing, and nothing is invalidated.
                     command = cluster_scripts.succeed(names.server + suffix, before, origins.packed(successors))
                     await self._ask(copy, command)
                     continue
-                identities = {wire.node_id: identity for wire, identity in unsure.items()}
+                identities = {wire.node_id: identity for wire, (identity, _) in unsure.items()}
                 after = origins.after(origins.read(stored), identities, nodes.identity_of, nodes.is_primary)
                 epoch, _, _ = await self.issued(max(known, self._epochs.highest))
                 command = cluster_scripts.arrive(names, suffix, epoch, before, origins.packed(after))
                 answer = await self._ask(copy, command, took)
                 if answer is not None:
-                    for wire, identity in unsure.items():
-                        if wire.identity == identity:
+                    for wire, judged in unsure.items():
+                        # If slots have moved meanwhile, it is vetted by the new map.
+                        if (wire.identity, wire.known.since) == judged:
                             wire.vetted(suffix)
                     return answer[0]
             raise CacheUnavailableError("error", "the servers of a cluster change faster than it answers")
@@ -332,6 +339,15 @@ def _epoch(reply: Any, connection: Connection) -> int:
     """
     found: int = issued(_itself, reply, connection, 0.0)
     return found
+
+
+def _vetted(suffix: bytes, receive: Receive[Any], epoch: int, connection: Connection, sent: float) -> Any:
+    """Return what `receive` makes of a root epoch; unless the server is vetted now, the epoch has to be read again.
+
+    Slots of the group may have moved since it was asked for, and what its servers lack depends on where the slots are.
+    """
+    assert isinstance(connection, ClusterWire)
+    return receive(epoch, connection, sent if connection.is_vetted(suffix) else -math.inf)
 
 
 def _itself(epoch: int, _connection: Connection, _sent: float) -> int:

@@ -17,6 +17,8 @@ The races that this excludes
 - The same, and a third node tells of the slot's new owner before it tells of the replica. So the former primary owns
   the rest of its slots by the map of this process, and looks like one that has passed on a slot. Whether it has, both
   nodes tell themselves, when they are asked after the slot has moved; see `has_passed_on`.
+- The map changes while the servers of a group are vetted, as with the first connection to a replica, which brings its
+  map. A server that was in doubt stays in doubt, or the first contact that is under way would find no doubt left.
 """
 
 from collections.abc import Callable, Collection

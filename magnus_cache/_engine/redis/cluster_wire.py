@@ -208,7 +208,7 @@ class ClusterWire(NodeAnswers):
             self._heartbeat.rest()
         self._neighbours.introduced(self, met.map)
         self.known = KnownEpochs(self._limits.controls.root, sent)
-        self.known.vouched = self._neighbours.confirmed_at(self)
+        self.known.vouched, self.known.since = self._neighbours.confirmed_at(self), sent
         self.trust = NodeTrust(self.known.trusted_from + self.max_staleness)
         if not self.tracking:
             self.known.deadline = sent + self.max_staleness
@@ -285,8 +285,8 @@ class ClusterWire(NodeAnswers):
         for name in [name for name in (*known.current, *known.lent) if name.endswith(suffixes)]:
             known.discard(name)
             known.lent.pop(name, None)
+        # What is unknown stays so: a first contact that is under way would take it for settled. See `_arrived`.
         self._vetted.difference_update(suffixes)
-        self._unknown.difference_update(suffixes)
         self._observer.moved(moved.covers_name, self)
 
     def enqueue(self, asked: Read | ReadBatch | Call) -> None:
@@ -373,6 +373,15 @@ class ClusterWire(NodeAnswers):
         """Whether this server may lack writes of a group: its root epoch is to be issued anew."""
         return suffix in self._unknown
 
+    def is_vetted(self, suffix: bytes) -> bool:
+        """Whether this server lacks nothing of a group, or all it may lack is invalid, by the present map."""
+        return suffix in self._vetted
+
+    def doubt(self, suffix: bytes) -> None:
+        """Note that this server may lack writes of a group, unless it is vetted."""
+        if suffix not in self._vetted:
+            self._unknown.add(suffix)
+
     def vetted(self, suffix: bytes) -> None:
         """Note that this server lacks nothing of a group, or that all it may lack is invalid."""
         self._unknown.discard(suffix)
@@ -393,7 +402,9 @@ class ClusterWire(NodeAnswers):
 
     def _flushed(self) -> None:
         self._vetted.clear()
+        since = self.known.since
         super()._flushed()
+        self.known.since = since
 
     def _lost(self, error: CacheUnavailableError) -> None:
         super()._lost(error)

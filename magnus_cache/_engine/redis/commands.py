@@ -27,6 +27,7 @@ __all__ = [
     "acquire_many",
     "announce_all",
     "announce_to",
+    "call_of",
     "count",
     "get",
     "get_many",
@@ -98,6 +99,14 @@ def pack(*words: bytes | str | int) -> bytes:
     # Its stub wrongly declares a tuple of one word, and no result.
     packed: bytes = pack_command(words)  # type: ignore[arg-type]
     return packed
+
+
+def call_of(
+    name: str, words: Sequence[bytes | str | int], packing: Callable[..., bytes], again: Callable[[], Command],
+    writes: int,
+) -> Command:  # fmt: skip
+    """Return the call of a script; for the arguments, see `Command`."""
+    return Command(name, packing(*words), again=again, writes=writes)
 
 
 def pack_large(*words: bytes | str | int) -> bytes:

@@ -293,7 +293,8 @@ class Pipeline:
         if request.is_large:
             self._large_owed = False
         size, batch, sent = sum(map(len, filter(None, values))), parts[0], request.sent
-        if len(parts) > 1 or isinstance(batch, Read) or not is_one_step(size, len(values)):
+        # One value cannot be divided.
+        if len(parts) > 1 or isinstance(batch, Read) or (len(values) > 1 and not is_one_step(size, len(values))):
             self.unfinished = HandOut(parts, values, connection, sent)
             self.hand_out()
             return

@@ -15,7 +15,7 @@ from typing import Final
 from magnus_cache._engine.codec.envelope import EPOCH_AT, VERSION_AT
 from magnus_cache._engine.coherence.epochs import LARGE_BYTES, LATEST_EPOCH, ControlNames
 from magnus_cache._engine.keys.names import lease_name
-from magnus_cache._engine.redis.commands import Command, pack, pack_large
+from magnus_cache._engine.redis.commands import Command, call_of, pack, pack_large
 from magnus_cache._engine.runtime.clock import MICROSECONDS
 from magnus_cache._engine.runtime.durations import LONGEST
 
@@ -83,12 +83,11 @@ class Script:
         """
         rest = (len(keys), *keys, *arguments)
         packing = pack_large if size >= LARGE_BYTES else pack
-        packed = packing("EVALSHA", self.digest, *rest)
 
         def again() -> Command:
             return Command(self.name, packing("EVAL", self.text, *rest), writes=self.writes)
 
-        return Command(self.name, packed, again=again, writes=self.writes)
+        return call_of(self.name, ("EVALSHA", self.digest, *rest), packing, again, self.writes)
 
 
 _ACQUIRE: Final = Script(

@@ -113,6 +113,10 @@ class Recorder:
                 before, depth = _newest(before)
             young[name] = (self._clock(), what, code, place, detail, before, depth)
 
+    def add_call(self, name: bytes, what: str, function: Any, detail: Any = None) -> None:
+        """Record what a call of the program's function has come to for one key."""
+        self.add(name, what, code_of(function), detail)
+
     def add_act(self, name: bytes, what: str, detail: Any = None) -> None:
         """Record something that the program does to one key, with the place that has called this package."""
         if not self._most:

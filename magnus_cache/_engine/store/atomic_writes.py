@@ -153,7 +153,7 @@ class AtomicWrites(ManyFills):
             if swapped.done:
                 record = record._replace(version=new_version())
             elif swapped.found is not None:
-                there = (await judged(self, wire, ref, swapped.found, asked)).value
+                there = (await judged(self, ref, swapped.found, asked)).value
                 if await opened(self, ref, there) is not MISS:
                     return False
                 expected = swapped.found[:HEADER_BYTES]
@@ -229,7 +229,7 @@ class AtomicWrites(ManyFills):
         if self.state.reaches(ref.name):
             # Only the answer was lost. What is counted here would be forgotten at once, so Redis' number is the base.
             try:
-                there = await stored_value(self, self.state.client.current_connection(ref.name), ref)
+                there = await stored_value(self, ref)
                 value = await opened(self, ref, there)
             except CacheUnavailableError as error:
                 self.reads.failed(ref, error)
@@ -253,7 +253,7 @@ class AtomicWrites(ManyFills):
                     raise CacheMissingError(ref.namespace)
                 continue  # it was removed in between
             try:
-                stored, invalidated, ended = await judged(self, wire, ref, attempt.raw, asked)
+                stored, invalidated, ended = await judged(self, ref, attempt.raw, asked)
             except CacheUnavailableError:
                 if not attempt.done:
                     raise
@@ -283,7 +283,7 @@ class AtomicWrites(ManyFills):
                 await settled(self, wire, ref)
                 epoch, asked = self.state.epochs.highest, self._clock()
                 raw = await ask_twice(partial(self.state.client.get, ref.name))
-                stored = None if raw is None else (await judged(self, wire, ref, raw, asked)).value
+                stored = None if raw is None else (await judged(self, ref, raw, asked)).value
                 value = await opened(self, ref, stored)
                 if stored is not None and value is not MISS:
                     number = counted(ref, value) + change.delta
@@ -320,8 +320,7 @@ class AtomicWrites(ManyFills):
             if self.state.client.connection(other.name) is None:
                 break
             try:
-                wire = self.state.client.current_connection(other.name)
-                if await ask_twice(partial(stored_value, self, wire, other)) is not None:
+                if await ask_twice(partial(stored_value, self, other)) is not None:
                     return other
             except CacheUnavailableError:
                 break

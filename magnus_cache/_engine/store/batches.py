@@ -98,7 +98,8 @@ class ValueBatches:
         outbox, time = self._state.outbox, connection.time
         doubtful = outbox.pending or sent < outbox.confirmed_at
         reply: _Reply = (connection, sent, doubtful)
-        past, horizon = time.past(self._clock()), time.horizon
+        # Nothing is compared with the time if there are no values.
+        past, horizon = time.past(self._clock()) if any(values) else 0, time.horizon
         epoch_names: EpochNames | None = None
         namespace: Any = None
         minimum = minimum_tagged = largest = NEVER

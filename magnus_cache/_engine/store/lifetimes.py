@@ -59,14 +59,18 @@ class Lifetimes:
             return None if local is None else local.fresh_until - self._clock()
         if wire is not None:
             try:
-                stored = await ask_twice(lambda: stored_value(self._writes, wire, ref))
+                return await ask_twice(lambda: self._left(ref))
             except CacheUnavailableError as error:
                 self._reads.failed(ref, error)
-            else:
-                now = self._clock()
-                return None if stored is None else wire.time.end(stored.fresh_until, stored.life, now) - now
         entry = self._here(ref, wire)
         return None if entry is None else entry.fresh_until - self._clock()
+
+    async def _left(self, ref: KeyRef) -> float | None:
+        stored = await stored_value(self._writes, ref)
+        if stored is None:
+            return None
+        now, wire = self._clock(), self._state.client.current_connection(ref.name)
+        return wire.time.end(stored.fresh_until, stored.life, now) - now
 
     async def of(self, ref: KeyRef) -> Lifetime | None:
         """Return the age of a value and the TTL that it has left, or None if there is no value."""
@@ -93,7 +97,7 @@ class Lifetimes:
             return entry is not None and self._prolong_here(ref, ttl, wire)
         if wire is not None:
             try:
-                return await ask_twice(lambda: self._replace(wire, ref, ttl))
+                return await ask_twice(lambda: self._replace(ref, ttl))
             except CacheUnavailableError as error:
                 self._reads.failed(ref, error)
         # Another task may be keeping a value here that Redis refused. Its lock is free once the value is here.
@@ -133,13 +137,15 @@ class Lifetimes:
 
     # -- in Redis -------------------------------------------------------------------------------------------
 
-    async def _replace(self, wire: "Connection", ref: KeyRef, ttl: float) -> bool:
+    async def _replace(self, ref: KeyRef, ttl: float) -> bool:
         # The envelope has the end of the value, so the value is written again. If another write comes in between, that
         # write wins, and the next attempt reads its value.
         for _ in range(_REPLACEMENTS):
-            stored = await stored_value(self._writes, wire, ref)
+            stored = await stored_value(self._writes, ref)
             if stored is None:
                 return False
+            # That of each attempt: on a cluster, the slot may move.
+            wire = self._state.client.current_connection(ref.name)
             raw, until = stored.raw, wire.time.at(self._clock()) + int(ttl * MICROSECONDS)
             # The value is none the younger for it.
             began = header_times.as_of(stored.fresh_until, stored.life)

@@ -62,19 +62,22 @@ async def settled(writes: Writes, wire: "Connection", ref: KeyRef, tags: Sequenc
     return await writes.reads.epoch_sync.settled(wire, ref.epoch_names, tags)
 
 
-async def stored_value(writes: Writes, wire: "Connection", ref: KeyRef) -> StoredValue | None:
+async def stored_value(writes: Writes, ref: KeyRef) -> StoredValue | None:
     """Return the value that `get` would serve from Redis; None if there is none.
 
     :raises CacheUnavailableError: when Redis does not answer, or refuses.
     """
-    await settled(writes, wire, ref)
+    client = writes.state.client
+    await settled(writes, client.current_connection(ref.name), ref)
     asked = writes.state.clock()
-    raw = await writes.state.client.get(ref.name)
-    return None if raw is None else (await judged(writes, wire, ref, raw, asked)).value
+    raw = await client.get(ref.name)
+    return None if raw is None else (await judged(writes, ref, raw, asked)).value
 
 
-async def judged(writes: Writes, wire: "Connection", ref: KeyRef, raw: bytes, asked: float) -> Judged:
+async def judged(writes: Writes, ref: KeyRef, raw: bytes, asked: float) -> Judged:
     """Return the verdict on bytes that Redis has.
+
+    On a cluster, the slot may have moved since they were asked for: what its present owner knows counts.
 
     :param asked: the monotonic second when Redis was asked for them, or later.
     :raises CacheUnavailableError: when the epochs of the value cannot be read.
@@ -87,6 +90,7 @@ async def judged(writes: Writes, wire: "Connection", ref: KeyRef, raw: bytes, as
     except CacheDecodeError as error:
         reads.unreadable(ref, error)
         return _NOTHING
+    wire = writes.state.client.current_connection(ref.name)
     await reads.epoch_sync.settled(wire, ref.epoch_names, tags)
     now, negative = clock(), bool(header.flags & envelope.NEGATIVE)
     record = Record(None, None, len(raw), header.version, header.epoch, tags, header.cost, negative)

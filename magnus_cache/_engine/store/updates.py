@@ -90,18 +90,17 @@ class Update:
 
     async def _from_redis(self) -> Any:
         writes, ref = self._writes, self._ref
-        wire = self._state.client.current_connection(ref.name)
-        await settled(writes, wire, ref)
+        await settled(writes, self._state.client.current_connection(ref.name), ref)
         if not self._read:
             self._asked = self._state.clock()
             self._raw = await ask_twice(lambda: self._state.client.get(ref.name))
         self._read, self._base = False, None
         # A new value is invalidated by what comes after the answer, and not by a clear that was announced before it.
-        await settled(writes, wire, ref)
+        await settled(writes, self._state.client.current_connection(ref.name), ref)
         self._epoch = self._state.epochs.highest
         if self._raw is None:
             return MISS
-        stored = (await judged(writes, wire, ref, self._raw, self._asked)).value
+        stored = (await judged(writes, ref, self._raw, self._asked)).value
         value = await opened(writes, ref, stored)
         self._base = None if value is MISS else stored
         return value

@@ -318,7 +318,7 @@ def _encoded(namespace: Namespace | None, value: Any) -> bytes:
     if own is not None and is_unmodified(value):
         raise _for_loaders()
     try:
-        return codec.encode_by(own, value)
+        return codec.encode(value) if own is None else codec.encode_by(own, value)
     except CacheEncodeError:
         if is_unmodified(value):
             raise _for_loaders() from None

@@ -237,7 +237,7 @@ class Writes(Removals):
         if ref.namespace.local:
             return self.local.record(value, tags)
         version = new_version()
-        if codec.is_opaque(payload):
+        if ref.namespace.codec is not None and codec.is_opaque(payload):
             # What its codec makes of it may be another kind of value; the first reader decodes it.
             return Record(None, payload, len(payload), version, tags=tags)
         immutable = type(value) not in _MUTABLE and codec.is_immutable(value)
@@ -303,7 +303,10 @@ class Writes(Removals):
     def _span(self, wire: "Connection", record: Record, ttl: float) -> tuple[int, int, float]:
         """Return when the load or write of a value began, when it ends, in Redis' time, and its life for the header."""
         now = wire.time.at(self._clock())
-        as_of = now if record.began is None else min(now, record.began.told(wire.time))
+        as_of = now
+        if (began := record.began) is not None:
+            began.as_of = max(0, wire.time.at(began.at))  # as `told` does it
+            as_of = min(now, began.as_of)
         return as_of, *header_times.lived(as_of, now + int(ttl * MICROSECONDS))
 
     def sealing(self, ref: KeyRef, pack: Callable[..., bytes]) -> Callable[..., bytes]:
