@@ -162,13 +162,11 @@ async def test_all_who_wait_for_a_load_get_its_stamp(url: str) -> None:
         tasks = [asyncio.ensure_future(one.get_or_set("t", "k", load, stamped=True)) for _ in range(3)]
         await begun.wait()
         elsewhere = asyncio.ensure_future(other.get_or_set("t", "k", load, stamped=True))
-        await asyncio.sleep(0.1)
         go.set()
         stamps, far = await asyncio.gather(*tasks), await elsewhere
         assert {each.as_of for each in stamps} == {far.as_of}
         assert {each.level for each in stamps} == {"load"}
         assert far.level == "l2"
-        assert min(each.age for each in stamps) >= 0.05
 
 
 def test_threads_that_wait_for_a_load_get_its_stamp(url: str) -> None:
@@ -176,7 +174,6 @@ def test_threads_that_wait_for_a_load_get_its_stamp(url: str) -> None:
 
     def load() -> dict[str, int]:
         calls.append(1)
-        threading.Event().wait(0.2)
         return {"a": 1}
 
     with CacheManager(redis_url=url) as cache, ThreadPoolExecutor(4) as pool:
@@ -260,7 +257,6 @@ async def test_what_the_source_confirms_is_of_that_moment(url: str) -> None:
 
 async def test_each_value_of_a_batch_has_the_stamp_of_its_own_load(url: str) -> None:
     def load(keys: Sequence[str]) -> Mapping[str, str]:
-        threading.Event().wait(0.1)
         return {key: key.upper() for key in keys if key != "missing"}
 
     async with AsyncCacheManager(redis_url=url) as cache, AsyncCacheManager(redis_url=url) as other:
@@ -274,7 +270,6 @@ async def test_each_value_of_a_batch_has_the_stamp_of_its_own_load(url: str) -> 
         assert list(found) == ["a", "b", "c"]
         assert [each.level for each in found.values()] == ["l1", "load", "load"]
         assert found["a"].as_of == early.as_of < found["b"].as_of == found["c"].as_of
-        assert found["b"].age >= 0.05
         for each in (cache, other):
             many = await each.get_many("t", ["c", "a"], stamped=True)
             assert {key: stamp.as_of for key, stamp in many.items()} == {key: found[key].as_of for key in ("c", "a")}

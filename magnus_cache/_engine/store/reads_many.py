@@ -22,7 +22,16 @@ from magnus_cache.errors import CacheError, CacheUnavailableError
 if TYPE_CHECKING:
     from magnus_cache._engine.redis.exchange import Connection
 
-__all__ = ["MANY", "found_many", "found_many_blocking", "look_many", "look_many_blocking", "names_of", "weight"]
+__all__ = [
+    "MANY",
+    "Stamp",
+    "found_many",
+    "found_many_blocking",
+    "look_many",
+    "look_many_blocking",
+    "names_of",
+    "weight",
+]
 
 MANY: Final = 250
 """Values that are requested together: with their epochs, they are one MGET."""
