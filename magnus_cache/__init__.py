@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         get_async_cache_manager,
         get_cache_manager,
     )
+    from magnus_cache._engine.api.warm_jobs import AsyncKeepWarm, KeepWarm
     from magnus_cache._engine.api.warming import WarmReport
     from magnus_cache._engine.codec import register_type
     from magnus_cache._engine.coordination.health import Health, NodeHealth
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from magnus_cache._engine.runtime.ledger import LedgerRow
     from magnus_cache._engine.runtime.observers import Observation
     from magnus_cache._engine.runtime.stats import CacheStats
+    from magnus_cache._engine.runtime.warm_figures import WarmJob
     from magnus_cache._engine.settings.settings import CacheSettings
     from magnus_cache._engine.store.explanation import Explanation, KeyEvent
     from magnus_cache._engine.store.lifetimes import Lifetime
@@ -81,6 +83,9 @@ if TYPE_CHECKING:
         Unreadable,
         Unstorable,
         WaitExpired,
+        WarmJobLost,
+        WarmJobTaken,
+        WarmRound,
         WriteRefused,
     )
     from magnus_cache.protocols import CacheInfo
@@ -93,6 +98,7 @@ __all__ = [
     "TTL_REALTIME",
     "TTL_STATIC",
     "AsyncCacheManager",
+    "AsyncKeepWarm",
     "AuditReport",
     "AuditRow",
     "CacheArgumentError",
@@ -128,6 +134,7 @@ __all__ = [
     "FleetProcess",
     "Health",
     "Hit",
+    "KeepWarm",
     "KeyEvent",
     "LedgerRow",
     "Lifetime",
@@ -149,7 +156,11 @@ __all__ = [
     "Unreadable",
     "Unstorable",
     "WaitExpired",
+    "WarmJob",
+    "WarmJobLost",
+    "WarmJobTaken",
     "WarmReport",
+    "WarmRound",
     "WriteRefused",
     "cache_clear",
     "cache_delete",
@@ -193,6 +204,9 @@ _HOMES: Final = {
         "Unreadable",
         "Unstorable",
         "WaitExpired",
+        "WarmJobLost",
+        "WarmJobTaken",
+        "WarmRound",
         "WriteRefused",
     ),
     "errors": (
@@ -246,6 +260,8 @@ _HOMES: Final = {
     "_engine.runtime.fleet_totals": ("FleetProcess",),
     "_engine.runtime.ledger": ("LedgerRow",),
     "_engine.runtime.stats": ("CacheStats",),
+    "_engine.runtime.warm_figures": ("WarmJob",),
+    "_engine.api.warm_jobs": ("AsyncKeepWarm", "KeepWarm"),
     "_engine.api.warming": ("WarmReport",),
 }
 """The public names, by the module that defines them."""

@@ -28,6 +28,9 @@ __all__ = [
     "Unreadable",
     "Unstorable",
     "WaitExpired",
+    "WarmJobLost",
+    "WarmJobTaken",
+    "WarmRound",
     "WriteRefused",
 ]
 
@@ -306,3 +309,46 @@ class OutageEnded(CacheEvent):
 
     duration: float
     node: str | None = None
+
+
+# -- jobs of `keep_warm` ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class WarmJobTaken(CacheEvent):
+    """From now on, this process refreshes the values of a job of `keep_warm`.
+
+    :ivar job: its name, as in `WarmJob`.
+    """
+
+    job: str
+    namespace: str
+
+
+@dataclass(frozen=True, slots=True)
+class WarmJobLost(CacheEvent):
+    """This process no longer refreshes the values of a job of `keep_warm`.
+
+    :ivar reason: ``"taken"``: another process has it; ``"outage"``: its lease could not be renewed, because Redis does
+        not answer; ``"stopped"``: it was stopped here.
+    """
+
+    job: str
+    namespace: str
+    reason: Literal["taken", "outage", "stopped"]
+
+
+@dataclass(frozen=True, slots=True)
+class WarmRound(CacheEvent):
+    """A job of `keep_warm` has asked for its keys and looked at their values.
+
+    :ivar keys: how many keys there are.
+    :ivar refreshed: values that this process has loaded for it so far.
+    :ivar failed: loads that failed so far.
+    """
+
+    job: str
+    namespace: str
+    keys: int
+    refreshed: int
+    failed: int

@@ -16,9 +16,9 @@ def without_disabling_for_everybody() -> None:
 
 @guard(f"{HERE}::test_a_batch_that_is_under_way_fails_as_one_call_does")
 def without_one_error_of_a_batch_whose_cache_is_closed() -> None:
-    put(many._Search, "_was_closed", lambda *_: False)
+    put(many.Search, "_was_closed", lambda *_: False)
 
 
 @guard(f"{HERE}::test_a_closed_cache_within_a_batch_loader_is_an_error_of_its_keys")
 def without_a_look_whether_it_is_this_cache_that_was_closed() -> None:
-    put(many._Search, "_was_closed", lambda *_: True)
+    put(many.Search, "_was_closed", lambda *_: True)

@@ -99,7 +99,7 @@ def without_hiding_the_tag_of_a_function() -> None:
 
 @guard(f"{HERE}::test_a_function_of_many_keys")
 def without_refusing_many_keys_in_place_of_one() -> None:
-    put(cached_many._BatchFunctionCache, "single", decorators.FunctionCache.single)
+    put(cached_many.BatchFunctionCache, "single", decorators.FunctionCache.single)
 
 
 @guard(f"{HERE}::test_a_call_out_of_a_finalizer_or_signal_handler_waits_for_nothing")

@@ -207,9 +207,9 @@ def without_a_bound_on_reading() -> None:
 
 @guard(HERE)
 def without_stale_values_for_batches() -> None:
-    original = many._Search.found
+    original = many.Search.found
 
     def found(self: Any, item: Any, entry: Any, value: Any, *, near: bool) -> None:
         original(self, item, None if value is MISS else entry, value, near=near)
 
-    put(many._Search, "found", found)
+    put(many.Search, "found", found)

@@ -187,6 +187,35 @@ for thread in threads:
     thread.join()
 print("done")
 """,
+    "a job in the background": """
+cache = get_cache_manager()
+@cache.cached("t")
+def double(number):
+    loaded.append(number)
+    return 2 * number
+loaded = []
+cache.keep_warm(double, [1, 2], every=1)
+while len(loaded) < 4:
+    time.sleep(0.01)
+print("done")
+""",
+    "jobs of loops that end": """
+cache = get_async_cache_manager()
+@cache.cached("t")
+async def double(number):
+    loaded.add(number)
+    return 2 * number
+async def main(key):
+    cache.keep_warm(double, [key])
+    while key not in loaded:
+        await asyncio.sleep(0.01)
+loaded = set()
+asyncio.run(main(1))
+loop = asyncio.new_event_loop()
+loop.run_until_complete(main(2))
+loop.close()
+print("done")
+""",
     "forked children": """
 cache = get_cache_manager()
 cache.set("t", "k", 1)

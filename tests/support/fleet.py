@@ -99,10 +99,14 @@ class Worker:
 
 
 class Fleet:
-    """Processes by the number; those that a test is done with are kept for the next one."""
+    """Processes by the number; those that a test is done with are kept for the next one.
 
-    def __init__(self, folder: Path) -> None:
+    :param module: what they run.
+    """
+
+    def __init__(self, folder: Path, module: str = "tests.support.fleet_worker") -> None:
         self._folder = folder
+        self._module = module
         self._idle: list[Worker] = []
         self._busy: list[Worker] = []
 
@@ -112,7 +116,7 @@ class Fleet:
         :param server: where the server itself is, if there is a proxy at `url`.
         """
         while len(self._idle) < count:
-            self._idle.append(Worker(self._folder))
+            self._idle.append(Worker(self._folder, self._module))
         workers = [self._idle.pop(0) for _ in range(count)]
         self._busy += workers
         opened = [worker.send("open", url=url, server=server or url, options=options) for worker in workers]

@@ -231,8 +231,8 @@ class Worker:
         print(json.dumps(answer), flush=True)
 
 
-async def main() -> None:
-    worker, loop = Worker(), asyncio.get_running_loop()
+async def main(kind: type[Worker] = Worker) -> None:
+    worker, loop = kind(), asyncio.get_running_loop()
     under_way: set[asyncio.Task[None]] = set()
 
     def begin(request: dict[str, Any]) -> None:

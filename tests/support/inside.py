@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     import re
     from collections.abc import Callable, Collection, Mapping, Sequence
 
-    from magnus_cache import CacheManager
+    from magnus_cache import AsyncKeepWarm, CacheManager, KeepWarm
     from magnus_cache._engine.api.asynchronous import AsyncOperations
     from magnus_cache._engine.api.blocking import BlockingOperations
     from magnus_cache._engine.codec.sealing import SealRing
@@ -658,3 +658,26 @@ def derived_keys(ring: "SealRing", key: str, namespace: str) -> Any:
 def derived_count(ring: "SealRing") -> int:
     """For how many keys and namespaces a ring remembers what it has derived."""
     return len(ring._derived)
+
+
+# -- jobs -------------------------------------------------------------------------------------------------------
+
+
+def warm_dues(job: "AsyncKeepWarm | KeepWarm") -> "list[float]":
+    """Return when the values of a job are due, in monotonic seconds."""
+    return list(job._runner._rounds._schedule._due.values())
+
+
+def warm_backlog(job: "AsyncKeepWarm | KeepWarm", now: float) -> int:
+    """Return how many values of a job are due and not loaded yet, and 1 more while a round is due."""
+    rounds = job._runner._rounds
+    late = rounds.last is None or now - rounds.last > rounds._interval
+    return sum(at <= now for at in warm_dues(job)) + len(rounds._busy) + late
+
+
+def wake(job: "AsyncKeepWarm | KeepWarm") -> None:
+    """Have a job look at the clock now, which was advanced; on its loop."""
+    rounds = job._runner._rounds
+    job._runner._sooner.set()
+    rounds._changed.set()
+    rounds._anew.set()

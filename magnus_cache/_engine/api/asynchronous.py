@@ -17,6 +17,7 @@ from magnus_cache._engine.api.many import as_list, load_many, locator
 from magnus_cache._engine.api.reading import AsyncReading
 from magnus_cache._engine.api.set_many import set_many
 from magnus_cache._engine.api.stamped import get_stamped, load_many_stamped
+from magnus_cache._engine.api.warm_jobs import AsyncWarmJobs
 from magnus_cache._engine.api.warming import ProgressCallback, WarmOptions, WarmReport, warm
 from magnus_cache._engine.codec import decode
 from magnus_cache._engine.loading.money import count_saved
@@ -56,7 +57,7 @@ T = TypeVar("T")
 
 
 @readable
-class AsyncCache(AsyncAtomic, AsyncReading, AsyncAdministration):
+class AsyncCache(AsyncAtomic, AsyncReading, AsyncAdministration, AsyncWarmJobs):
     """The operations of a cache for coroutines; see `AsyncCacheManager`."""
 
     def __init__(self, settings: CacheSettings | None = None, **overrides: Unpack[SettingsOptions]) -> None:

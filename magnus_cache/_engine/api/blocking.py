@@ -23,6 +23,7 @@ from magnus_cache._engine.api.reading import BlockingReading
 from magnus_cache._engine.api.scanning import scan
 from magnus_cache._engine.api.set_many import set_many_blocking
 from magnus_cache._engine.api.stamped import get_stamped_blocking, load_many_stamped_blocking
+from magnus_cache._engine.api.warm_jobs import BlockingWarmJobs
 from magnus_cache._engine.api.warming import ProgressCallback, WarmReport
 from magnus_cache._engine.keys.names import check_name
 from magnus_cache._engine.loading.money import count_saved
@@ -65,7 +66,7 @@ T = TypeVar("T")
 
 @readable
 @documented_by(AsyncCache)
-class BlockingCache(BlockingAtomic, BlockingReading):
+class BlockingCache(BlockingAtomic, BlockingReading, BlockingWarmJobs):
     """The operations of a cache for blocking code; see `CacheManager`."""
 
     _async: AsyncCache

@@ -29,6 +29,10 @@ class Described(Protocol):
         """Return the name of the function, and of its namespace and cache."""
         ...
 
+    def place(self) -> Any:
+        """Return the `FunctionCache` of the function in the cache that it goes to now."""
+        ...
+
 
 class CachedFunction(_Partial):
     """A cached function. Its attributes are those of the original, and what a cache adds: see `protocols.Cached`.

@@ -17,6 +17,7 @@ from magnus_cache._engine.api.engine import Engine
 from magnus_cache._engine.api.function_operations import add_operations
 from magnus_cache._engine.api.general_wrappers import general, general_async
 from magnus_cache._engine.api.hit_wrappers import HitSource, Rebind, compiled
+from magnus_cache._engine.api.process_names import ProcessWide
 from magnus_cache._engine.api.redefined import warn_of_other_code
 from magnus_cache._engine.api.shared_names import warn_of_shared_names
 from magnus_cache._engine.keys.calls import CallKeyBuilder
@@ -131,23 +132,13 @@ def decorator_for(
             place = make(engine)
             cached = CachedFunction(place.wrapper(), plain, place)
         else:
-            cached = CachedFunction(engine.follow(make), plain, _ProcessWide(keys.name or repr(plain), namespace))
+            follower = engine.follow(make)
+            cached = CachedFunction(follower, plain, ProcessWide(keys.name or repr(plain), namespace, follower))
         if isinstance(function, staticmethod):
             return staticmethod(cached)
         return CachedClassMethod(cached) if isinstance(function, classmethod) else cached
 
     return decorate
-
-
-class _ProcessWide:
-    """Names a function that follows the process-wide cache, whichever that is."""
-
-    def __init__(self, name: str, namespace: str) -> None:
-        self._text = f"{name}, namespace {str(namespace)!r}, process-wide cache"
-
-    def describe(self) -> str:
-        """Return the name of the function, and of its namespace and cache."""
-        return self._text
 
 
 class FunctionCache:
@@ -236,6 +227,10 @@ class FunctionCache:
     def single(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> KeyRef:
         """Return where the one value lives that these arguments are about."""
         return self.ref(args, kwargs)
+
+    def place(self) -> "FunctionCache":
+        """Return itself: unlike one that follows the process-wide cache, it goes nowhere else."""
+        return self
 
     def describe(self) -> str:
         """Return the name of the function, and of its namespace and cache."""

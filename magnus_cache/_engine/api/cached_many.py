@@ -5,7 +5,7 @@ that are missing. Its other arguments are part of every key.
 """
 
 import functools
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any, NamedTuple, cast
 
 from magnus_cache._engine.api.awaitables import Kind, awaited, blocking, kind_of
@@ -19,7 +19,7 @@ from magnus_cache._engine.store.records import KeyRef
 from magnus_cache.errors import CacheTypeError
 from magnus_cache.protocols import BatchDecorator
 
-__all__ = ["make_batch_decorator"]
+__all__ = ["BatchFunctionCache", "make_batch_decorator"]
 
 
 def make_batch_decorator(
@@ -29,7 +29,7 @@ def make_batch_decorator(
 
     :raises CacheArgumentError: naming the option that cannot be used.
     """
-    return cast("BatchDecorator", decorator_for(engine, namespace, make_options, key_options, _BatchFunctionCache))
+    return cast("BatchDecorator", decorator_for(engine, namespace, make_options, key_options, BatchFunctionCache))
 
 
 class _BatchArguments(NamedTuple):
@@ -61,7 +61,7 @@ class _BatchArguments(NamedTuple):
         return BatchRequest(self.many, self.locate, self.load, cache.options, cache.function, fresh)
 
 
-class _BatchFunctionCache(FunctionCache):
+class BatchFunctionCache(FunctionCache):
     """One decorated batch loader."""
 
     def wrapper(self) -> Any:
@@ -100,6 +100,23 @@ class _BatchFunctionCache(FunctionCache):
                 name, f"this operation takes one key, given in place of the keys, not a {type(key).__name__}"
             )
         return self.ref(args, kwargs)
+
+    def grouped(self, calls: Sequence[tuple[tuple[Any, ...], dict[str, Any]]]) -> list[_BatchArguments]:
+        """Return calls with one key each as calls with many keys, which have their other arguments in common."""
+        first = self.keys.first_parameter
+        assert first is not None
+        groups: list[_BatchArguments] = []
+        for args, kwargs in calls:
+            place, name = first
+            one = {**kwargs, name: [kwargs[name]]} if name in kwargs else kwargs
+            call = self._call(args if name in kwargs else (*args[:place], [args[place]], *args[place + 1 :]), one)
+            for group in groups:
+                if (group.before, group.after, group.kwargs) == (call.before, call.after, call.kwargs):
+                    group.many.extend(call.many)
+                    break
+            else:
+                groups.append(call)
+        return groups
 
     def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> "_BatchArguments":
         """Return the arguments of a call, with the keys apart from the others."""

@@ -49,6 +49,7 @@ class Follower:
             if callable(value) and name != "__wrapped__":
                 call = self._delegate(name, inspect.iscoroutinefunction(value))
                 setattr(function, name, functools.update_wrapper(call, value))
+        vars(function)["present"] = lambda: self._present()[0]
         return function
 
     def _delegate(self, name: str | None, awaited: bool) -> Any:

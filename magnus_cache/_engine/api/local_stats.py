@@ -1,5 +1,7 @@
 """The statistics of one cache, from all of its parts."""
 
+from dataclasses import asdict
+
 from magnus_cache._engine.coordination.state import State
 from magnus_cache._engine.runtime.stats import CacheStats
 
@@ -27,6 +29,8 @@ def local_stats(state: State, scope: str = "process") -> CacheStats:
             head[start:-1].decode(): {"entries": entries, "most": most, "evictions": evictions}
             for head, (entries, most, evictions) in limited.items()
         }
+    if jobs := state.jobs.figures():
+        figures["warm_jobs"] = {job.name: asdict(job) for job in jobs}
     if state.journal is not None:
         figures["journal"] = state.journal.as_dict()
     if scope == "fleet":

@@ -11,6 +11,7 @@ from magnus_cache._engine.coordination.fleet_log import FleetLog
 from magnus_cache._engine.coordination.fleet_stats import FleetStats
 from magnus_cache._engine.coordination.generations import OutageGenerations
 from magnus_cache._engine.coordination.invalidation import Invalidation
+from magnus_cache._engine.coordination.jobs import Jobs
 from magnus_cache._engine.coordination.replay import Replayer
 from magnus_cache._engine.outage.breaker import Breaker
 from magnus_cache._engine.outage.outbox import Outbox
@@ -44,6 +45,7 @@ class LifeCycle(Invalidation):
     fleet_log: FleetLog
     fleet_stats: FleetStats
     generations: OutageGenerations
+    jobs: Jobs
     journal: "Journal | None"
     lane: Lane
     log: ConnectionLog
@@ -66,6 +68,8 @@ class LifeCycle(Invalidation):
         self.closed = True
         self.lane.end()
         try:
+            # Before all else: they give up their leases, for which others wait.
+            await self.jobs.aclose(CLOSE_TIMEOUT)
             await self.flights.aclose()
             here = asyncio.get_running_loop()
             if (last := self.final_replay()) is not None:
@@ -102,6 +106,7 @@ class LifeCycle(Invalidation):
         self.closed = True
         self.lane.end()
         try:
+            self.jobs.close(CLOSE_TIMEOUT)
             with contextlib.suppress(CacheClosedError):
                 if self.portal.running:
                     # Loads on this loop end with it anyway; this call also ends the waits of callers on other loops.
@@ -165,6 +170,7 @@ class LifeCycle(Invalidation):
 
     def end(self) -> None:
         """End everything that this cache started, even after an interrupted close."""
+        self.jobs.end()
         self.replayer.stop()
         self.lane.end()
         self.topology.stop()

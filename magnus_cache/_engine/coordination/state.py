@@ -24,6 +24,7 @@ from magnus_cache._engine.coordination.fleet_log import FleetLog
 from magnus_cache._engine.coordination.fleet_stats import FleetStats
 from magnus_cache._engine.coordination.generations import OutageGenerations
 from magnus_cache._engine.coordination.happenings import Happenings
+from magnus_cache._engine.coordination.jobs import Jobs
 from magnus_cache._engine.coordination.leases import Leases
 from magnus_cache._engine.coordination.life_cycle import LifeCycle
 from magnus_cache._engine.coordination.offline import OfflineBounds
@@ -40,6 +41,7 @@ from magnus_cache._engine.policy.registry import default_registry
 from magnus_cache._engine.redis.client import Client
 from magnus_cache._engine.redis.events import WireLimits
 from magnus_cache._engine.redis.fleet_keys import FleetNames
+from magnus_cache._engine.redis.job_keys import JobNames
 from magnus_cache._engine.redis.lane import Lane
 from magnus_cache._engine.redis.orphans import OrphanedConnections
 from magnus_cache._engine.redis.topology import Topology
@@ -63,7 +65,7 @@ if TYPE_CHECKING:
 __all__ = ["State"]
 
 _FLEET_TAG: Final = b"{fleet}"
-"""Has all keys of fleet statistics in one slot of a cluster."""
+"""Has all keys of fleet statistics in one slot of a cluster, and so those of jobs."""
 
 
 def _cluster_epochs(keyspace: Keyspace) -> Epochs:
@@ -179,7 +181,9 @@ class State(LifeCycle, OfflineBounds):
         self.failover = FailoverGuard(self.epochs, self.client, self.outbox, self._values, arrived)
         self.epoch_sync = EpochSync(self.epochs, self.client, settings.max_staleness, self.clock, outdated)
         self.epoch_renewals = EpochRenewals(self.epochs, self.client, self.clock)
-        names = FleetNames(self.keyspace, _FLEET_TAG if is_cluster else b"")
+        tag = _FLEET_TAG if is_cluster else b""
+        names = FleetNames(self.keyspace, tag)
+        self.jobs = Jobs(self.client, JobNames(self.keyspace, tag), self.clock)
         self.fleet_stats = FleetStats(
             self.stats, self.process_figures, self.client, names, settings.stats_interval, self.clock
         )
@@ -313,7 +317,7 @@ class State(LifeCycle, OfflineBounds):
             self.memory, self.flights, self.portal, self.stats, self.notices, self.breaker, self.outbox, self.epochs,
             self.leases, self.generations, self.abandoned, self.workers, self.epoch_renewals, self.topology,
             self.lane, self.replayer, self.fleet_stats, self.observers,
-            self.recorder, self.fleet_log, self.elsewhere,
+            self.recorder, self.fleet_log, self.elsewhere, self.jobs,
         ):  # fmt: skip
             own.reset()
         if self.journal is not None:

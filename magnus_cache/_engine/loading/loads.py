@@ -245,7 +245,9 @@ class Loads:
         if not observers.active:
             return NO_SPAN
         # A thread that runs the load itself is not counted as waiting.
-        background = flight is not None and flight.loop is not None and not flight.waiter_count
+        background = request.background or (
+            flight is not None and flight.loop is not None and not flight.waiter_count
+        )  # fmt: skip
         function = loader_name(request.options, request.loader)
         return LoadSpan(observers, ref.namespace, ref.name, function, background=background)
 

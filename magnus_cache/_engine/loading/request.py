@@ -34,6 +34,7 @@ class LoadRequest(NamedTuple, Generic[T]):
     :ivar unwanted: the version of the value to refresh, which must not be returned.
     :ivar on_wait: called if another process holds the lease.
     :ivar note: is told when the load of the value began, for a stamped call; None for other calls.
+    :ivar background: whether the cache itself asks for it, and no caller waits.
     """
 
     ref: KeyRef
@@ -46,6 +47,7 @@ class LoadRequest(NamedTuple, Generic[T]):
     unwanted: int | None = None
     on_wait: Callable[[], object] | None = None
     note: Note | None = None
+    background: bool = False
 
     @property
     def strict(self) -> bool:

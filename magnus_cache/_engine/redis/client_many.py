@@ -8,9 +8,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from magnus_cache._engine.codec.envelope import HEADER_BYTES, HEADER_FIELDS
 from magnus_cache._engine.redis import commands, replies, scripts_many
 from magnus_cache._engine.redis.exchange import IGNORED, Callback, Connection, Receive, Waiter, as_it_is
-from magnus_cache._engine.redis.fleet_keys import FleetKeys
+from magnus_cache._engine.redis.fleet_keys import FleetKeys, gathered
+from magnus_cache._engine.redis.job_keys import JobKeys
 from magnus_cache._engine.redis.topology import Topology
 from magnus_cache.errors import CacheError, CacheUnavailableError
 
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
 
     from magnus_cache._engine.redis.wire import Wire
 
-__all__ = ["Filled", "LeasesReply", "ManyKeys", "Renewed", "Stored"]
+__all__ = ["End", "Filled", "LeasesReply", "ManyKeys", "Renewed", "Stored"]
 
 
 class Stored(NamedTuple):
@@ -60,6 +62,15 @@ class Filled(NamedTuple):
     """The places of those that this is about; None for all. In a cluster they are answered in several parts."""
 
 
+class End(NamedTuple):
+    """When a value ends."""
+
+    fresh_until: int
+    """Microseconds of Redis' clock."""
+    life: float
+    """Seconds that it was given; 0 if that is not known."""
+
+
 class Renewed(NamedTuple):
     """What became of some leases."""
 
@@ -75,7 +86,7 @@ class _Asked(NamedTuple):
     force: bool
 
 
-class ManyKeys(FleetKeys):
+class ManyKeys(FleetKeys, JobKeys):
     """The operations of a `Client` on many keys.
 
     Each raises `CacheUnavailableError` at once when Redis is known to be away or the queue is full.
@@ -132,6 +143,13 @@ class ManyKeys(FleetKeys):
         command = scripts_many.release_many(keys, token, database=self._database)
         self._wire(keys[0]).call(command, as_it_is, Callback(on_result, on_error))
 
+    async def ends(self, keys: Sequence[bytes]) -> list[End | None]:
+        """Return when values end, from their headers alone, read together; None for each that has none.
+
+        :raises CacheUnavailableError: when Redis does not answer, or refuses.
+        """
+        return await gathered([self._wire(key).execute(commands.head(key, HEADER_BYTES), _ended) for key in keys])
+
 
 # -- checks of the answers; all run inside the reader ---------------------------------------------------------------
 
@@ -178,6 +196,13 @@ def _filled(count: int, receive: Receive[Filled], reply: Any, connection: Connec
 
 def _renewed(count: int, receive: Receive[Renewed], reply: Any, connection: Connection, sent: float) -> Any:
     return receive(Renewed([number == 1 for number in _numbers(reply, count)]), connection, sent)
+
+
+def _ended(reply: Any, _connection: Connection, _sent: float) -> End | None:
+    if type(reply) is not bytes or len(reply) != HEADER_BYTES:
+        return None
+    fields = HEADER_FIELDS.unpack(reply)
+    return End(fields[3], fields[6])
 
 
 def _parts(reply: Any, count: int) -> list[Any]:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from magnus_cache._engine.redis.exchange import Waiter
     from magnus_cache._engine.redis.wire import Wire
 
-__all__ = ["DAYS", "MINUTES", "FleetKeys", "FleetNames", "Published", "Report"]
+__all__ = ["DAYS", "MINUTES", "FleetKeys", "FleetNames", "Published", "Report", "gathered"]
 
 _HOURS: Final = 24
 """Hours that a sum of the day has, the present one included."""
@@ -270,7 +270,7 @@ class FleetKeys:
         """
         wire, processes = self._wire(names.index), await self.processes(names, second, life)
         asked = [wire.execute(_command(b"HGETALL", names.hour(second - 3_600 * back))) for back in range(_HOURS)]
-        return Published(processes, [_hash(reply) for reply in await _all(asked)])
+        return Published(processes, [_hash(reply) for reply in await gathered(asked)])
 
     async def total(self, names: FleetNames, second: float) -> list[Mapping[bytes, bytes]]:
         """Return what the fleet has counted since the total began, in parts; a later call returns no less.
@@ -325,7 +325,7 @@ class FleetKeys:
         wire = self._wire(names.index)
         backs = range(min(count, MINUTES) - 1, -1, -1)
         asked = [wire.execute(_command(b"HGETALL", names.minute(second - 60 * back))) for back in backs]
-        return [_hash(reply) for reply in await _all(asked)]
+        return [_hash(reply) for reply in await gathered(asked)]
 
     async def days(self, names: FleetNames, second: float, count: int) -> list[Mapping[bytes, bytes]]:
         """Return the ledgers of the last days, the present one last.
@@ -335,10 +335,10 @@ class FleetKeys:
         wire = self._wire(names.index)
         backs = range(min(count, DAYS) - 1, -1, -1)
         asked = [wire.execute(_command(b"HGETALL", names.day(second - _DAY * back))) for back in backs]
-        return [_hash(reply) for reply in await _all(asked)]
+        return [_hash(reply) for reply in await gathered(asked)]
 
 
-async def _all(asked: Sequence[Awaitable[Any]]) -> list[Any]:
+async def gathered(asked: Sequence[Awaitable[Any]]) -> list[Any]:
     """Return the answers to commands that were sent together; the first error is raised when all have ended."""
     answers: list[Any] = []
     error: CacheUnavailableError | None = None

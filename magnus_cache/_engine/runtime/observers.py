@@ -50,6 +50,9 @@ from magnus_cache.events import (
     Unreadable,
     Unstorable,
     WaitExpired,
+    WarmJobLost,
+    WarmJobTaken,
+    WarmRound,
     WriteRefused,
 )
 
@@ -77,6 +80,9 @@ __all__ = [
     "Unreadable",
     "Unstorable",
     "WaitExpired",
+    "WarmJobLost",
+    "WarmJobTaken",
+    "WarmRound",
     "WriteRefused",
     "text",
     "texts",

@@ -2,7 +2,7 @@
 
 import asyncio
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -11,6 +11,7 @@ from magnus_cache._engine.codec.versions import new_version
 from magnus_cache._engine.memory.entry import Entry, pack_windows
 from magnus_cache._engine.redis.retries import ask_twice
 from magnus_cache._engine.runtime.clock import MICROSECONDS
+from magnus_cache._engine.store.reads_many import look_many
 from magnus_cache._engine.store.records import KeyRef, age_of
 from magnus_cache._engine.store.stored_values import COPY_HERE, stored_value
 from magnus_cache._engine.store.writes import Writes, milliseconds
@@ -19,7 +20,7 @@ from magnus_cache.errors import CacheUnavailableError
 if TYPE_CHECKING:
     from magnus_cache._engine.redis.exchange import Connection
 
-__all__ = ["Lifetime", "Lifetimes"]
+__all__ = ["Lifetime", "Lifetimes", "Look"]
 
 _REPLACEMENTS: Final = 5
 """Attempts to replace a value. Only a key that is written all the time makes all of them fail."""
@@ -34,6 +35,16 @@ class Lifetime(NamedTuple):
 
     age: float
     left: float
+
+
+class Look(NamedTuple):
+    """What a look at a value shows."""
+
+    version: int
+    """The unique version of the value."""
+    negative: bool
+    """Whether it is an error that the cache remembers."""
+    lifetime: Lifetime
 
 
 class Lifetimes:
@@ -80,8 +91,45 @@ class Lifetimes:
         if entry is None or entry.negative:
             return None
         now = self._clock()
+        return Lifetime(self._age(ref, entry, now), entry.fresh_until - now)
+
+    async def look(self, refs: Sequence[KeyRef]) -> list[Look | None]:
+        """Return the ages and remaining TTLs of some values of one namespace; None for each that has no value.
+
+        What memory has costs nothing; the others are one request. Nothing is counted as a hit or a miss.
+        """
+        entries = [entry for entry, _ in await look_many(self._reads, refs)]
+        ends: dict[int, float] = {}
+        if refs and refs[0].namespace.l1_ttl is not None:
+            # Memory keeps them for a shorter time, and so does not know their ends.
+            ends = await self._ends(refs, [place for place, entry in enumerate(entries) if entry is not None])
+        now = self._clock()
+        return [
+            None if entry is None else Look(entry.version, entry.negative, Lifetime(
+                self._age(ref, entry, now), ends.get(place, entry.fresh_until) - now
+            ))
+            for place, (ref, entry) in enumerate(zip(refs, entries, strict=True))
+        ]  # fmt: skip
+
+    def _age(self, ref: KeyRef, entry: Entry, now: float) -> float:
+        """Return the age of a value; 0 if it is not known."""
         age = age_of(entry.as_of, self._state.topology.time_of(ref.name), now)
-        return Lifetime(0.0 if age == math.inf else age, entry.fresh_until - now)
+        return 0.0 if age == math.inf else age
+
+    async def _ends(self, refs: Sequence[KeyRef], places: Sequence[int]) -> dict[int, float]:
+        """Return the ends of some values in Redis, by their places, in monotonic seconds."""
+        wire = self._state.client.connection(refs[0].name)
+        if wire is None or refs[0].namespace.local:
+            return {}
+        try:
+            found = await self._state.client.ends([refs[place].name for place in places])
+        except CacheUnavailableError:
+            return {}
+        now = self._clock()
+        return {
+            place: wire.time.end(end.fresh_until, end.life, now)
+            for place, end in zip(places, found, strict=True) if end is not None
+        }  # fmt: skip
 
     async def prolong(self, ref: KeyRef, ttl: float) -> bool:
         """Give a stored value a new TTL, counted from now; return whether there was a value.
