@@ -1,5 +1,7 @@
 """How functions that follow the process-wide cache are named."""
 
+from typing import Any
+
 __all__ = ["ProcessWide"]
 
 
@@ -10,10 +12,9 @@ class ProcessWide:
         self._text = f"{name}, namespace {str(namespace)!r}, process-wide cache"
         self._follower = follower
 
-    def place(self) -> "FunctionCache":
+    def place(self) -> Any:
         """Return what the function goes to now."""
-        place: FunctionCache = self._follower.present()
-        return place
+        return self._follower.present()
 
     def describe(self) -> str:
         """Return the name of the function, and of its namespace and cache."""
