@@ -209,6 +209,14 @@ def soak(session: nox.Session) -> None:
 
 
 @nox.session
+def calendars(session: nox.Session) -> None:
+    """Compare every minute of ten years with exchange-calendars, for three exchanges; takes a minute or two."""
+    install(session, "test")
+    every = {"MAGNUS_CALENDARS": "all"}
+    session.run("python", "-m", "pytest", *(session.posargs or ["tests/policy/test_markets.py"]), env=every)
+
+
+@nox.session
 def cluster(session: nox.Session) -> None:
     """Run the long tests of clusters and Sentinel sets, and those on all servers and loops that `tests` leaves out."""
     install(session, "test")

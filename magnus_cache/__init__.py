@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from magnus_cache._engine.codec import register_type
     from magnus_cache._engine.coordination.health import Health, NodeHealth
     from magnus_cache._engine.flights.context import NOT_MODIFIED, CurrentLoad, current_load
+    from magnus_cache._engine.policy.calendars import CalendarTtl
+    from magnus_cache._engine.policy.markets import market
     from magnus_cache._engine.policy.namespaces import (
         TTL_FOREVER,
         TTL_LONG,
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
         Namespace,
     )
     from magnus_cache._engine.policy.registry import register_namespace
+    from magnus_cache._engine.policy.until import until
     from magnus_cache._engine.runtime.fleet_totals import FleetProcess
     from magnus_cache._engine.runtime.ledger import LedgerRow
     from magnus_cache._engine.runtime.observers import Observation
@@ -124,6 +127,7 @@ __all__ = [
     "CacheTypeError",
     "CacheUnavailableError",
     "CacheValueTooLargeError",
+    "CalendarTtl",
     "Cleared",
     "CurrentLoad",
     "Deleted",
@@ -170,8 +174,10 @@ __all__ = [
     "current_load",
     "get_async_cache_manager",
     "get_cache_manager",
+    "market",
     "register_namespace",
     "register_type",
+    "until",
 ]
 
 __version__ = "0.1.0"
@@ -245,6 +251,9 @@ _HOMES: Final = {
         "get_async_cache_manager",
         "get_cache_manager",
     ),
+    "_engine.policy.calendars": ("CalendarTtl",),
+    "_engine.policy.markets": ("market",),
+    "_engine.policy.until": ("until",),
     "_engine.policy.namespaces": (
         "TTL_FOREVER",
         "TTL_LONG",

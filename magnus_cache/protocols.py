@@ -12,6 +12,8 @@ in these places. Checkers see a classmethod as one, and a staticmethod if it is 
 from collections.abc import Callable, Coroutine, Mapping
 from typing import TYPE_CHECKING, Any, Concatenate, NamedTuple, ParamSpec, Protocol, TypeAlias, TypeVar, overload
 
+from magnus_cache._engine.policy.calendars import CalendarTtl
+
 if TYPE_CHECKING:
     from magnus_cache._engine.store.explanation import Explanation
     from magnus_cache._engine.store.stamps import Stamped
@@ -41,8 +43,8 @@ class CacheInfo(NamedTuple):
     """Calls of the function itself."""
     namespace: str
     """Where its values are."""
-    ttl: float | None
-    """Seconds, or None if the TTL is computed from the value."""
+    ttl: float | CalendarTtl | None
+    """Seconds, a calendar, or None if the TTL is computed from the value."""
 
 
 class Cached(Protocol[P, R_co]):  # type: ignore[misc]  # the overloads do not make use of it

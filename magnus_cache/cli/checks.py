@@ -13,12 +13,13 @@ from magnus_cache import CacheManager, Health
 from magnus_cache._engine.codec.envelope import read_header
 from magnus_cache._engine.coordination.state import State
 from magnus_cache._engine.keys.globs import ClearScope
+from magnus_cache._engine.policy.calendars import CalendarTtl
 from magnus_cache._engine.policy.registry import default_registry
 from magnus_cache._engine.redis.client import Client
 from magnus_cache._engine.redis.deployment import addresses
 from magnus_cache._engine.redis.diagnosis import CLUSTER_GRANTS, GRANTS
 from magnus_cache._engine.redis.endpoint import Endpoint
-from magnus_cache.errors import CacheDecodeError, CacheError
+from magnus_cache.errors import CacheArgumentError, CacheDecodeError, CacheError
 
 __all__ = ["Finding", "Level", "findings"]
 
@@ -46,6 +47,7 @@ _SHARDS: Final = 7
 _FULL: Final = 0.9
 _SKEW: Final = 5.0
 _SAMPLE: Final = 300
+_MONTH: Final = 30 * 86_400 * 1_000_000
 _KEY: Final = object()
 """Stands for a key of the cache that no value has."""
 
@@ -356,6 +358,8 @@ def _settings(settings: Any) -> Iterator[Finding]:
 def _namespaces() -> Iterator[Finding]:
     for namespace in default_registry:
         freshness = namespace.freshness
+        if isinstance(namespace.ttl, CalendarTtl):
+            yield from _calendar(str(namespace), namespace.ttl)
         if freshness.grace and freshness.soft_timeout is None and freshness.hard_timeout is None:
             yield Finding(
                 "namespaces", "advice",
@@ -363,3 +367,18 @@ def _namespaces() -> Iterator[Finding]:
                 "for, although a stale value is there",
                 "give it soft_timeout, such as soft_timeout='500ms'", "freshness.md",
             )  # fmt: skip
+
+
+def _calendar(namespace: str, calendar: CalendarTtl) -> Iterator[Finding]:
+    """Look for exchanges that do not exist, and for calendars that end within a month."""
+    now = int(time.time()) * 1_000_000
+    try:
+        if not calendar.is_ready(now):
+            calendar.prepare(now)
+    except (CacheArgumentError, ImportError) as error:
+        remedy = "give a code that exchange-calendars knows, such as 'XNYS'"
+        yield Finding("namespaces", "fix", f"namespace {namespace!r}: {error}", remedy, "calendars.md")
+        return
+    if (problem := calendar.shortfall(now + _MONTH)) is not None:
+        remedy = "pip install -U exchange-calendars"
+        yield Finding("namespaces", "advice", f"namespace {namespace!r}: {problem}", remedy, "calendars.md")

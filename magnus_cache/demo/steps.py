@@ -1,4 +1,4 @@
-"""`run_demo` and its steps: the workloads before and after, a stampede, the bill, an outage of Redis."""
+"""`run_demo` and its steps: workloads before and after, a stampede, a closing bell, the bill, an outage of Redis."""
 
 import asyncio
 import statistics
@@ -11,6 +11,7 @@ from typing import Final
 
 from magnus_cache import AsyncCacheManager, CacheNamespaces
 from magnus_cache.demo.bill import the_bill
+from magnus_cache.demo.closing_bell import closing_bell
 from magnus_cache.demo.console import Console, Row, summary, table
 from magnus_cache.demo.environment import Context, Environment, open_environment
 from magnus_cache.demo.service import RATE_LIMIT, RateLimitedError
@@ -68,6 +69,7 @@ async def _steps(environment: Environment, console: Console) -> None:
         for callers in context.callers:
             await _before_and_after(context, callers)
         await _stampede(context)
+        await closing_bell(context)
         await _statistics(context)
         await the_bill(context)
         if environment.server is None:

@@ -118,3 +118,13 @@ def without_steps_between_the_names_of_many_keys() -> None:
 @guard(f"{HERE}::test_keys_that_cannot_be_asked_for_do_not_end_the_job")
 def without_patience_with_keys_that_cannot_be_asked_for() -> None:
     rewrite(warm_rounds.WarmRounds.look_around, "except Exception as error:", "except ZeroDivisionError as error:")
+
+
+@guard(f"{HERE}::test_an_error_may_say_when_to_try_again")
+def without_the_pause_that_an_error_asks_for() -> None:
+    rewrite(warm_rounds._pause_of, "return min(float(pause), _DAY) if", "return None if")
+
+
+@guard(f"{HERE}::test_a_load_that_hangs_does_not_hold_up_the_others")
+def without_a_bound_on_the_wait_for_a_load_of_a_job() -> None:
+    rewrite(warm_rounds.WarmRounds._load, "max_wait=allowed", "max_wait=None")

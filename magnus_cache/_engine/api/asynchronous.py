@@ -22,6 +22,7 @@ from magnus_cache._engine.api.warming import ProgressCallback, WarmOptions, Warm
 from magnus_cache._engine.codec import decode
 from magnus_cache._engine.loading.money import count_saved
 from magnus_cache._engine.loading.request import BatchLoader, BatchRequest, LoadRequest
+from magnus_cache._engine.policy.calendars import CalendarTtl, Ttl, checked_ttl
 from magnus_cache._engine.policy.costs import AnyCost, checked_cost
 from magnus_cache._engine.policy.modes import Mode
 from magnus_cache._engine.policy.options import (
@@ -37,7 +38,7 @@ from magnus_cache._engine.policy.options import (
 )
 from magnus_cache._engine.policy.tags import AnyTags, TagRule, check_tags
 from magnus_cache._engine.runtime.annotations import readable
-from magnus_cache._engine.runtime.durations import Duration, seconds
+from magnus_cache._engine.runtime.durations import seconds
 from magnus_cache._engine.runtime.loops import check_loop
 from magnus_cache._engine.settings.keywords import SettingsOptions
 from magnus_cache._engine.store.batch_keys import RefMaker
@@ -177,11 +178,11 @@ class AsyncCache(AsyncAtomic, AsyncReading, AsyncAdministration, AsyncWarmJobs):
         return value
 
     async def set(
-        self, namespace: str, key: Any, value: Any, ttl: Duration | None = None, tags: str | Iterable[str] = ()
+        self, namespace: str, key: Any, value: Any, ttl: Ttl | None = None, tags: str | Iterable[str] = ()
     ) -> bool:
         """Store a value; return whether it is stored: in Redis, or in this process while Redis is away.
 
-        :param ttl: seconds, a timedelta or text such as ``"5m"``; None for the namespace's.
+        :param ttl: seconds, a timedelta, text such as ``"5m"`` or a calendar; None for the namespace's.
         :param tags: names by which it can be invalidated together with other values.
         :raises CacheArgumentError: for a namespace, key, ttl or tags that cannot be used.
         :raises CacheEncodeError: for a value that cannot be stored, naming its type.
@@ -190,7 +191,8 @@ class AsyncCache(AsyncAtomic, AsyncReading, AsyncAdministration, AsyncWarmJobs):
         A large value is encoded in steps, and other tasks run between them. Do not change it before this returns.
         """
         began, ref = Began(self._state.clock()), self._reads.ref(namespace, key)
-        life = self._reads.ttl(ref) if ttl is None else seconds(ttl)
+        # Written out, as for `BlockingCache.set`: a plain TTL costs no call more.
+        life = self._reads.life(ref, ttl) if ttl is None or isinstance(ttl, CalendarTtl) else seconds(ttl)
         names, payload = check_tags(tags), await self._reads.encode(ref, value)
         if self._state.mode is Mode.DISABLED:
             # The value is not stored, but the old one is outdated.
@@ -206,15 +208,16 @@ class AsyncCache(AsyncAtomic, AsyncReading, AsyncAdministration, AsyncWarmJobs):
         """
         return await self.delete_many(namespace, (key,)) > 0
 
-    async def touch(self, namespace: str, key: Any, ttl: Duration) -> bool:
+    async def touch(self, namespace: str, key: Any, ttl: Ttl) -> bool:
         """Give a stored value a new time to live, counted from now; return whether there was a value.
 
         :raises CacheArgumentError: for a namespace, key or ttl that cannot be used.
         """
-        ref, life = self._reads.ref(namespace, key), seconds(ttl)
+        ref = self._reads.ref(namespace, key)
+        life = self._reads.life(ref, checked_ttl(ttl))
         touched = self._state.mode is not Mode.DISABLED and await self._engine.lifetimes.prolong(ref, life)
         if touched:
-            self._state.acts.touched(ref.namespace, ref.name, life)
+            self._state.acts.touched(ref.namespace, ref.name, self._reads.lives.seconds(life, ref.name))
         return touched
 
     @overload
@@ -249,7 +252,7 @@ class AsyncCache(AsyncAtomic, AsyncReading, AsyncAdministration, AsyncWarmJobs):
         """Return the stored value. If there is none, load and store it, once for all callers in the whole fleet.
 
         :param loader: a coroutine function without arguments, or a function without arguments, run in a worker thread.
-        :param ttl: a duration, or a function of the value that returns one; None for the namespace's.
+        :param ttl: a duration, a calendar, or a function of the value that returns one; None for the namespace's.
         :param tags: names by which the value can be invalidated together with others, or a function of the value that
             returns them.
         :param skip_if: called with the loaded value; if it returns true, the value is not stored.
@@ -321,18 +324,18 @@ class AsyncCache(AsyncAtomic, AsyncReading, AsyncAdministration, AsyncWarmJobs):
 
     @overload
     async def get_or_set_many(
-        self, namespace: str, keys: Iterable[Any], batch_loader: BatchLoader, ttl: Duration | None = None,
+        self, namespace: str, keys: Iterable[Any], batch_loader: BatchLoader, ttl: Ttl | None = None,
         tags: AnyTags = (), *, skip_if: SkipIf = None, strict: bool | None = None, returns: Any = None,
         cost: AnyCost = None, stamped: Literal[False] = False,
     ) -> dict[Any, Any]: ...  # fmt: skip
     @overload
     async def get_or_set_many(
-        self, namespace: str, keys: Iterable[Any], batch_loader: BatchLoader, ttl: Duration | None = None,
+        self, namespace: str, keys: Iterable[Any], batch_loader: BatchLoader, ttl: Ttl | None = None,
         tags: AnyTags = (), *, skip_if: SkipIf = None, strict: bool | None = None, returns: Any = None,
         cost: AnyCost = None, stamped: Literal[True],
     ) -> dict[Any, Stamped[Any]]: ...  # fmt: skip
     async def get_or_set_many(
-        self, namespace: str, keys: Iterable[Any], batch_loader: BatchLoader, ttl: Duration | None = None,
+        self, namespace: str, keys: Iterable[Any], batch_loader: BatchLoader, ttl: Ttl | None = None,
         tags: AnyTags = (), *, skip_if: SkipIf = None, strict: bool | None = None, returns: Any = None,
         cost: AnyCost = None, stamped: bool = False,
     ) -> dict[Any, Any]:  # fmt: skip
@@ -354,7 +357,7 @@ class AsyncCache(AsyncAtomic, AsyncReading, AsyncAdministration, AsyncWarmJobs):
         check_callable(batch_loader, "batch_loader")
         if returns is not None:
             codec.register_hint(returns, batch_loader)
-        life = None if ttl is None else seconds(ttl)
+        life = ttl if ttl is None or isinstance(ttl, CalendarTtl) else seconds(ttl)
         options = LoadOptions(life, checked_skip(skip_if), TagRule(tags), strict=strict, function=batch_loader)
         options.priced(checked_cost(cost))
         locate = locator(self._engine, namespace, options)
@@ -362,7 +365,7 @@ class AsyncCache(AsyncAtomic, AsyncReading, AsyncAdministration, AsyncWarmJobs):
         return await load(self._engine, BatchRequest(as_list(keys, "keys"), locate, batch_loader, options))
 
     async def set_many(
-        self, namespace: str, mapping: Mapping[Any, Any], ttl: Duration | None = None, tags: str | Iterable[str] = ()
+        self, namespace: str, mapping: Mapping[Any, Any], ttl: Ttl | None = None, tags: str | Iterable[str] = ()
     ) -> bool:
         """Store many values, each as `set` does; return whether all of them are stored.
 
@@ -410,7 +413,7 @@ class AsyncCache(AsyncAtomic, AsyncReading, AsyncAdministration, AsyncWarmJobs):
         await self._engine.invalidate(check_tags(tags))
 
     async def warm_cache(
-        self, namespace: str, data_loader: Callable[[Any], Any], keys: Iterable[Any], ttl: Duration | None = None, *,
+        self, namespace: str, data_loader: Callable[[Any], Any], keys: Iterable[Any], ttl: Ttl | None = None, *,
         concurrency: int = 16, only_missing: bool = False, progress: ProgressCallback | bool | None = None,
     ) -> WarmReport:  # fmt: skip
         """Load and store a value for each key, some at a time. A key that fails does not stop the others.

@@ -8,11 +8,11 @@ from typing import Any, Literal, TypeVar, overload
 
 from magnus_cache._engine.api.documented import documented_by
 from magnus_cache._engine.api.life import AsyncLife, BlockingLife
+from magnus_cache._engine.policy.calendars import Ttl
 from magnus_cache._engine.policy.modes import Mode
 from magnus_cache._engine.policy.options import check_callable
 from magnus_cache._engine.policy.tags import check_tags
 from magnus_cache._engine.runtime.annotations import readable
-from magnus_cache._engine.runtime.durations import Duration, seconds
 from magnus_cache._engine.runtime.loops import check_loop
 from magnus_cache._engine.runtime.portal import NoThreadError
 from magnus_cache._engine.store.atomic_writes import Change
@@ -33,14 +33,14 @@ class AsyncAtomic(AsyncLife):
     """The atomic operations of a cache, for coroutines."""
 
     async def add(
-        self, namespace: str, key: Any, value: Any, ttl: Duration | None = None, tags: str | Iterable[str] = ()
+        self, namespace: str, key: Any, value: Any, ttl: Ttl | None = None, tags: str | Iterable[str] = ()
     ) -> bool:
         """Store a value if there is none; return whether it is stored. Of several callers, one gets True.
 
         A value that has expired or was invalidated is none. While Redis is away, this process's memory decides, and
         what is added there is forgotten when Redis is back.
 
-        :param ttl: seconds, a timedelta or text such as ``"5m"``; None for the namespace's.
+        :param ttl: seconds, a timedelta, text such as ``"5m"`` or a calendar; None for the namespace's.
         :param tags: names by which it can be invalidated together with other values.
         :raises CacheArgumentError: for a namespace, key, ttl or tags that cannot be used.
         :raises CacheEncodeError: for a value that cannot be stored, naming its type.
@@ -48,7 +48,7 @@ class AsyncAtomic(AsyncLife):
         """
         engine = self._engine
         ref = engine.reads.ref(namespace, key)
-        life = engine.reads.ttl(ref) if ttl is None else seconds(ttl)
+        life = engine.reads.life(ref, ttl)
         names, payload = check_tags(tags), await engine.reads.encode(ref, value)
         check_loop()
         self._state.check_open()
@@ -60,7 +60,7 @@ class AsyncAtomic(AsyncLife):
         return added
 
     async def incr(
-        self, namespace: str, key: Any, delta: int = 1, *, initial: int | None = None, ttl: Duration | None = None,
+        self, namespace: str, key: Any, delta: int = 1, *, initial: int | None = None, ttl: Ttl | None = None,
         create: bool = True, offline: Offline = "raise",
     ) -> int:  # fmt: skip
         """Add a number to a counter and return the new number. Concurrent calls of all processes are all counted.
@@ -85,7 +85,7 @@ class AsyncAtomic(AsyncLife):
         return number
 
     async def decr(
-        self, namespace: str, key: Any, delta: int = 1, *, initial: int | None = None, ttl: Duration | None = None,
+        self, namespace: str, key: Any, delta: int = 1, *, initial: int | None = None, ttl: Ttl | None = None,
         create: bool = True, offline: Offline = "raise",
     ) -> int:  # fmt: skip
         """Subtract a number from a counter and return the new number, as `incr` adds one.
@@ -104,16 +104,16 @@ class AsyncAtomic(AsyncLife):
     @overload
     async def update(
         self, namespace: str, key: Any, function: Callable[[Any], Awaitable[T]], *, default: Any = None,
-        ttl: Duration | None = None, offline: Offline = "raise",
+        ttl: Ttl | None = None, offline: Offline = "raise",
     ) -> T: ...  # fmt: skip
     @overload
     async def update(
         self, namespace: str, key: Any, function: Callable[[Any], T], *, default: Any = None,
-        ttl: Duration | None = None, offline: Offline = "raise",
+        ttl: Ttl | None = None, offline: Offline = "raise",
     ) -> T: ...  # fmt: skip
     async def update(
         self, namespace: str, key: Any, function: Callable[[Any], T] | Callable[[Any], Awaitable[T]], *,
-        default: Any = None, ttl: Duration | None = None, offline: Offline = "raise",
+        default: Any = None, ttl: Ttl | None = None, offline: Offline = "raise",
     ) -> T:  # fmt: skip
         """Change a stored value by a function and return the new value. No change of another caller is lost.
 
@@ -160,13 +160,11 @@ class AsyncAtomic(AsyncLife):
 class BlockingAtomic(BlockingLife):
     """The atomic operations of a cache, for blocking code."""
 
-    def add(
-        self, namespace: str, key: Any, value: Any, ttl: Duration | None = None, tags: str | Iterable[str] = ()
-    ) -> bool:
+    def add(self, namespace: str, key: Any, value: Any, ttl: Ttl | None = None, tags: str | Iterable[str] = ()) -> bool:
         """Do what `AsyncAtomic.add` does, in blocking code."""
         engine = self._engine
         ref = engine.reads.ref(namespace, key)
-        life = engine.reads.ttl(ref) if ttl is None else seconds(ttl)
+        life = engine.reads.life(ref, ttl)
         names, payload = check_tags(tags), engine.reads.encoded(ref, value)
         self._state.check_open()
         if self._state.mode is Mode.DISABLED:
@@ -181,7 +179,7 @@ class BlockingAtomic(BlockingLife):
         return added
 
     def incr(
-        self, namespace: str, key: Any, delta: int = 1, *, initial: int | None = None, ttl: Duration | None = None,
+        self, namespace: str, key: Any, delta: int = 1, *, initial: int | None = None, ttl: Ttl | None = None,
         create: bool = True, offline: Offline = "raise",
     ) -> int:  # fmt: skip
         """Do what `AsyncAtomic.incr` does, in blocking code."""
@@ -191,7 +189,7 @@ class BlockingAtomic(BlockingLife):
         return number
 
     def decr(
-        self, namespace: str, key: Any, delta: int = 1, *, initial: int | None = None, ttl: Duration | None = None,
+        self, namespace: str, key: Any, delta: int = 1, *, initial: int | None = None, ttl: Ttl | None = None,
         create: bool = True, offline: Offline = "raise",
     ) -> int:  # fmt: skip
         """Do what `AsyncAtomic.decr` does, in blocking code."""
@@ -203,16 +201,16 @@ class BlockingAtomic(BlockingLife):
     @overload
     def update(
         self, namespace: str, key: Any, function: Callable[[Any], Awaitable[T]], *, default: Any = None,
-        ttl: Duration | None = None, offline: Offline = "raise",
+        ttl: Ttl | None = None, offline: Offline = "raise",
     ) -> T: ...  # fmt: skip
     @overload
     def update(
         self, namespace: str, key: Any, function: Callable[[Any], T], *, default: Any = None,
-        ttl: Duration | None = None, offline: Offline = "raise",
+        ttl: Ttl | None = None, offline: Offline = "raise",
     ) -> T: ...  # fmt: skip
     def update(
         self, namespace: str, key: Any, function: Callable[[Any], T] | Callable[[Any], Awaitable[T]], *,
-        default: Any = None, ttl: Duration | None = None, offline: Offline = "raise",
+        default: Any = None, ttl: Ttl | None = None, offline: Offline = "raise",
     ) -> T:  # fmt: skip
         """Do what `AsyncAtomic.update` does, in blocking code.
 
@@ -251,7 +249,7 @@ class _Count:
     __slots__ = ("change", "ref")
 
     def __init__(
-        self, cache: _Atomic, namespace: str, key: Any, numbers: tuple[int, int | None, Duration | None, bool],
+        self, cache: _Atomic, namespace: str, key: Any, numbers: tuple[int, int | None, Ttl | None, bool],
         offline: str, *, sign: int = 1,
     ) -> None:  # fmt: skip
         cache._state.check_open()
@@ -265,7 +263,7 @@ class _Count:
             raise CacheTypeError("create", f"give True or False, not {type(create).__name__}")
         if not create and initial is not None:
             raise CacheArgumentError("initial", "with create=False no counter is created; leave initial out")
-        life = reads.ttl(self.ref) if ttl is None else seconds(ttl)
+        life = reads.life(self.ref, ttl)
         self.change = Change(sign * delta, initial or 0, life, create, _is_local(offline))
 
 
@@ -288,12 +286,12 @@ def _record(cache: _Atomic, ref: KeyRef, operation: str) -> None:
 
 
 def _prepared(
-    cache: _Atomic, place: tuple[str, Any], function: object, ttl: Duration | None, offline: str
+    cache: _Atomic, place: tuple[str, Any], function: object, ttl: Ttl | None, offline: str
 ) -> tuple[KeyRef, Update]:  # fmt: skip
     check_callable(function, "function")
     engine = cache._engine
     ref = engine.reads.ref(*place)
-    life = None if ttl is None else seconds(ttl)
+    life = None if ttl is None else engine.reads.life(ref, ttl)
     return ref, Update(engine.writes, ref, life, local=_is_local(offline))
 
 

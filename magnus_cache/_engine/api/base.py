@@ -105,7 +105,7 @@ class CacheBase:
     ) -> Decorator:  # fmt: skip
         """Return a decorator that caches what a function or coroutine function returns, by its arguments.
 
-        :param ttl: a duration, or a function of the value that returns one; None for the namespace's.
+        :param ttl: a duration, a calendar, or a function of the value that returns one; None for the namespace's.
         :param key_func: called with the function's arguments; returns the key.
         :param key: a template of the key, such as ``"{ticker}:{expiration}"``; use it instead of `key_func`.
         :param tags: names by which values can be invalidated together: text, templates of the arguments such as

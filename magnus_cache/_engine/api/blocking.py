@@ -29,6 +29,7 @@ from magnus_cache._engine.keys.names import check_name
 from magnus_cache._engine.loading.money import count_saved
 from magnus_cache._engine.loading.own_loop import wait_for
 from magnus_cache._engine.loading.request import BatchLoader, BatchRequest, LoadRequest
+from magnus_cache._engine.policy.calendars import CalendarTtl, Ttl, checked_ttl
 from magnus_cache._engine.policy.costs import AnyCost, checked_cost
 from magnus_cache._engine.policy.modes import Mode
 from magnus_cache._engine.policy.options import (
@@ -44,7 +45,7 @@ from magnus_cache._engine.policy.options import (
 )
 from magnus_cache._engine.policy.tags import AnyTags, TagRule, check_tags
 from magnus_cache._engine.runtime.annotations import readable
-from magnus_cache._engine.runtime.durations import Duration, seconds
+from magnus_cache._engine.runtime.durations import seconds
 from magnus_cache._engine.runtime.fleet_totals import FleetProcess
 from magnus_cache._engine.runtime.ledger import LedgerBy, LedgerRow
 from magnus_cache._engine.runtime.stats import CacheStats
@@ -148,15 +149,13 @@ class BlockingCache(BlockingAtomic, BlockingReading, BlockingWarmJobs):
             state.observers.miss(ref)
         return default
 
-    def set(
-        self, namespace: str, key: Any, value: Any, ttl: Duration | None = None, tags: str | Iterable[str] = ()
-    ) -> bool:
+    def set(self, namespace: str, key: Any, value: Any, ttl: Ttl | None = None, tags: str | Iterable[str] = ()) -> bool:
         """Do what `AsyncCache.set` does, in blocking code.
 
         If a signal handler has interrupted the cache, the value is stored soon after, and the result is False.
         """
         began, ref = Began(self._state.clock()), self._reads.ref(namespace, key)
-        life = self._reads.ttl(ref) if ttl is None else seconds(ttl)
+        life = self._reads.life(ref, ttl) if ttl is None or isinstance(ttl, CalendarTtl) else seconds(ttl)
         # Encoded here, so that a large value does not hold up the loop that all threads share.
         names, payload = check_tags(tags), self._reads.encoded(ref, value)
         if self._state.mode is Mode.DISABLED:
@@ -177,14 +176,15 @@ class BlockingCache(BlockingAtomic, BlockingReading, BlockingWarmJobs):
         """
         return self.delete_many(namespace, (key,)) > 0
 
-    def touch(self, namespace: str, key: Any, ttl: Duration) -> bool:
+    def touch(self, namespace: str, key: Any, ttl: Ttl) -> bool:
         """Do what `AsyncCache.touch` does, in blocking code."""
-        ref, life = self._reads.ref(namespace, key), seconds(ttl)
+        ref = self._reads.ref(namespace, key)
+        life = self._reads.life(ref, checked_ttl(ttl))
         if self._state.mode is Mode.DISABLED:
             return False
         touched: bool = self._call_or(self._engine.lifetimes.prolong, ref, life, otherwise=False)
         if touched:
-            self._state.acts.touched(ref.namespace, ref.name, life)
+            self._state.acts.touched(ref.namespace, ref.name, self._reads.lives.seconds(life, ref.name))
         return touched
 
     @overload
@@ -268,18 +268,18 @@ class BlockingCache(BlockingAtomic, BlockingReading, BlockingWarmJobs):
 
     @overload
     def get_or_set_many(
-        self, namespace: str, keys: Iterable[Any], batch_loader: BatchLoader, ttl: Duration | None = None,
+        self, namespace: str, keys: Iterable[Any], batch_loader: BatchLoader, ttl: Ttl | None = None,
         tags: AnyTags = (), *, skip_if: SkipIf = None, strict: bool | None = None, returns: Any = None,
         cost: AnyCost = None, stamped: Literal[False] = False,
     ) -> dict[Any, Any]: ...  # fmt: skip
     @overload
     def get_or_set_many(
-        self, namespace: str, keys: Iterable[Any], batch_loader: BatchLoader, ttl: Duration | None = None,
+        self, namespace: str, keys: Iterable[Any], batch_loader: BatchLoader, ttl: Ttl | None = None,
         tags: AnyTags = (), *, skip_if: SkipIf = None, strict: bool | None = None, returns: Any = None,
         cost: AnyCost = None, stamped: Literal[True],
     ) -> dict[Any, Stamped[Any]]: ...  # fmt: skip
     def get_or_set_many(
-        self, namespace: str, keys: Iterable[Any], batch_loader: BatchLoader, ttl: Duration | None = None,
+        self, namespace: str, keys: Iterable[Any], batch_loader: BatchLoader, ttl: Ttl | None = None,
         tags: AnyTags = (), *, skip_if: SkipIf = None, strict: bool | None = None, returns: Any = None,
         cost: AnyCost = None, stamped: bool = False,
     ) -> dict[Any, Any]:  # fmt: skip
@@ -293,7 +293,7 @@ class BlockingCache(BlockingAtomic, BlockingReading, BlockingWarmJobs):
         check_callable(batch_loader, "batch_loader")
         if returns is not None:
             codec.register_hint(returns, batch_loader)
-        life = None if ttl is None else seconds(ttl)
+        life = ttl if ttl is None or isinstance(ttl, CalendarTtl) else seconds(ttl)
         options = LoadOptions(life, checked_skip(skip_if), TagRule(tags), strict=strict, function=batch_loader)
         options.priced(checked_cost(cost))
         locate = locator(self._engine, namespace, options)
@@ -302,7 +302,7 @@ class BlockingCache(BlockingAtomic, BlockingReading, BlockingWarmJobs):
         return load(self._engine, BatchRequest(as_list(keys, "keys"), locate, batch_loader, options))
 
     def set_many(
-        self, namespace: str, mapping: Mapping[Any, Any], ttl: Duration | None = None, tags: str | Iterable[str] = ()
+        self, namespace: str, mapping: Mapping[Any, Any], ttl: Ttl | None = None, tags: str | Iterable[str] = ()
     ) -> bool:
         """Do what `AsyncCache.set_many` does, in blocking code.
 
@@ -358,7 +358,7 @@ class BlockingCache(BlockingAtomic, BlockingReading, BlockingWarmJobs):
         acts.invalidated(names, site)
 
     def warm_cache(
-        self, namespace: str, data_loader: Callable[[Any], Any], keys: Iterable[Any], ttl: Duration | None = None, *,
+        self, namespace: str, data_loader: Callable[[Any], Any], keys: Iterable[Any], ttl: Ttl | None = None, *,
         concurrency: int = 16, only_missing: bool = False, progress: ProgressCallback | bool | None = None,
     ) -> WarmReport:  # fmt: skip
         """Do what `AsyncCache.warm_cache` does, in blocking code.

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from magnus_cache._engine.api.history import history_of, writer_of
 from magnus_cache._engine.codec import encode, envelope, header_times, is_opaque, mismatch
 from magnus_cache._engine.memory.entry import Entry
+from magnus_cache._engine.policy.calendars import CalendarTtl
 from magnus_cache._engine.policy.function_tags import visible_tags
 from magnus_cache._engine.store.explanation import Explanation, duration_text
 from magnus_cache._engine.store.judge import Verdict, settled_verdict
@@ -32,7 +33,10 @@ async def explain(reads: Reads, ref: KeyRef) -> Explanation:
     history = await history_of(reads.state, ref.name, found.tags)
     slot = topology.slot_of(ref.name)
     node = None if slot is None else topology.node_of(ref.name)
-    return replace(found, tags=visible_tags(shown_tags(found.tags)), slot=slot, node=node, history=history)
+    ttl = ref.namespace.ttl
+    calendar = repr(ttl) if isinstance(ttl, CalendarTtl) else None
+    tags = visible_tags(shown_tags(found.tags))
+    return replace(found, tags=tags, slot=slot, node=node, history=history, calendar=calendar)
 
 
 async def _explained(reads: Reads, ref: KeyRef) -> Explanation:

@@ -5,10 +5,11 @@ from functools import partial
 from typing import Any
 
 from magnus_cache._engine.api.engine import Engine
+from magnus_cache._engine.policy.calendars import CalendarTtl, Ttl
 from magnus_cache._engine.policy.modes import Mode
 from magnus_cache._engine.policy.options import check_mapping
 from magnus_cache._engine.policy.tags import check_tags
-from magnus_cache._engine.runtime.durations import Duration, seconds
+from magnus_cache._engine.runtime.durations import seconds
 from magnus_cache._engine.runtime.loops import check_loop
 from magnus_cache._engine.runtime.portal import NoThreadError
 from magnus_cache._engine.runtime.turns import Step, turn
@@ -20,7 +21,7 @@ __all__ = ["set_many", "set_many_blocking"]
 
 
 async def set_many(
-    engine: Engine, namespace: str, mapping: Mapping[Any, Any], ttl: Duration | None, tags: str | Iterable[str]
+    engine: Engine, namespace: str, mapping: Mapping[Any, Any], ttl: Ttl | None, tags: str | Iterable[str]
 ) -> bool:
     """Store many values, each as `set` does; return whether all of them are stored.
 
@@ -50,7 +51,7 @@ async def set_many(
 
 
 def set_many_blocking(
-    engine: Engine, namespace: str, mapping: Mapping[Any, Any], ttl: Duration | None, tags: str | Iterable[str]
+    engine: Engine, namespace: str, mapping: Mapping[Any, Any], ttl: Ttl | None, tags: str | Iterable[str]
 ) -> bool:
     """Store many values, as `set_many`, in a blocked thread.
 
@@ -98,12 +99,14 @@ class _Call:
     refs: RefMaker
 
     def __init__(
-        self, engine: Engine, namespace: str, mapping: Mapping[Any, Any], ttl: Duration | None,
+        self, engine: Engine, namespace: str, mapping: Mapping[Any, Any], ttl: Ttl | None,
         tags: str | Iterable[str],
     ) -> None:  # fmt: skip
         check_mapping(mapping)
         self._began = Began(engine.state.clock())
-        life, self._tags = None if ttl is None else seconds(ttl), check_tags(tags)
+        # A plain TTL costs no call more.
+        life = ttl if ttl is None or isinstance(ttl, CalendarTtl) else seconds(ttl)
+        self._tags = check_tags(tags)
         self.items = list(mapping.items())
         self._coding = engine.reads
         self._names: list[bytes] = []
@@ -111,7 +114,7 @@ class _Call:
         self._payloads: list[bytes] = []
         if self.items:
             self.refs = RefMaker(engine.reads, namespace)
-            self._ttl = life or engine.reads.ttl(self.refs.ref(b""))
+            self._ttl = life if isinstance(life, float) else engine.reads.life(self.refs.ref(b""), life)
 
     def prepared(self, key: Any, value: Any) -> tuple[bytes, bytes | None]:
         """Return the name of a key, and the payload of its value; None for one that takes long to encode.

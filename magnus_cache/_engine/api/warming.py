@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 from magnus_cache._engine.api.engine import Engine
 from magnus_cache._engine.loading.request import BatchItem
 from magnus_cache._engine.loading.warm_loads import WarmLoads, WarmRequest
+from magnus_cache._engine.policy.calendars import Ttl, checked_ttl
 from magnus_cache._engine.policy.options import LoadOptions, check_callable
 from magnus_cache._engine.runtime.clock import monotonic
-from magnus_cache._engine.runtime.durations import Duration, seconds
 from magnus_cache._engine.runtime.log import logger, say
 from magnus_cache._engine.runtime.numbers import whole
 from magnus_cache._engine.runtime.turns import turn
@@ -67,7 +67,7 @@ class WarmReport:
 class WarmOptions(NamedTuple):
     """How keys are warmed; see `AsyncCacheManager.warm_cache`."""
 
-    ttl: Duration | None
+    ttl: Ttl | None
     concurrency: int
     only_missing: bool
     progress: ProgressCallback | bool | None
@@ -128,7 +128,7 @@ async def warm(
         raise CacheArgumentError("concurrency", f"the number of loads at a time is 1 or more, not {concurrency!r}")
     if progress is not None and not isinstance(progress, bool) and not callable(progress):
         raise CacheTypeError("progress", f"a function, True, False or None, not {type(progress).__name__}")
-    load_options = LoadOptions(None if ttl is None else seconds(ttl), function=data_loader)
+    load_options = LoadOptions(None if ttl is None else checked_ttl(ttl), function=data_loader)
     engine.state.keyspace.check_namespace(namespace)
     refs = RefMaker(engine.reads, namespace)
     work, unusable = await _named(refs, namespace, keys)

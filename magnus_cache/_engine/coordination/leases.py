@@ -272,8 +272,13 @@ class Leases:
             self._detach(lease.flight)
         lease.close()
 
+    def is_held(self, flight: Flight) -> bool:
+        """Return whether a load has a lease."""
+        lease = self._held.get(flight.key)
+        return lease is not None and lease.flight is flight
+
     def release_hung(self, flight: Flight) -> None:
-        """Release the lease of a load that seems to hang."""
+        """Release the lease of a load that seems to hang, or whose value would have ended when it is stored."""
         lease = self._held.get(flight.key)
         if lease is not None and lease.flight is flight:
             lease.void = True

@@ -21,6 +21,7 @@ from magnus_cache._engine.loading.loads import Loads
 from magnus_cache._engine.loading.money import count_load, count_loads
 from magnus_cache._engine.loading.request import BatchItem, BatchRequest, LoadRequest
 from magnus_cache._engine.loading.results import PreparedValue
+from magnus_cache._engine.policy.calendars import CalendarTtl
 from magnus_cache._engine.runtime.clock import monotonic
 from magnus_cache._engine.runtime.loop_end import cancel, loop_task
 from magnus_cache._engine.runtime.recorder import code_of
@@ -28,6 +29,7 @@ from magnus_cache._engine.runtime.turns import Step, turn
 from magnus_cache._engine.runtime.waiters import Failed, Loaded, Outcome
 from magnus_cache._engine.store.batch_keys import RefMaker
 from magnus_cache._engine.store.fills_many import Filling, FillOrigin
+from magnus_cache._engine.store.lives import CalendarLife
 from magnus_cache._engine.store.records import MISS, Began
 from magnus_cache._engine.store.writes_many import ValuesToWrite
 from magnus_cache.freshness import NO_POLICY
@@ -136,7 +138,7 @@ class BatchResults:
         decides = options.skip_if is not None or (options.tags is not None and options.tags.of_value is not None)
         decides = decides or (options.cost is not None and options.cost.of_value is not None)
         self._is_plain = not (decides or callable(options.ttl) or ref.namespace.compress or ref.namespace.seal)
-        self._ttl = 0.0 if callable(options.ttl) else options.seconds(None, loads.reads.ttl(ref))
+        self._ttl = 0.0 if callable(options.ttl) else options.ttl_of(None, loads.reads.ttl(ref))
         self._sent: deque[tuple[_Portion, Filling]] = deque()
         self._alone: dict[int, Any] = {}
         self.began = Began(started)
@@ -248,9 +250,9 @@ class BatchResults:
             if not portion.places:
                 return
             names = [load.items[place].ref.name for place in portion.places]
-        values = ValuesToWrite(
-            self._refs, names, portion.values, portion.payloads, self._ttl, self._tags, self.began
-        )  # fmt: skip
+        ttl = self._ttl
+        life = CalendarLife(ttl, load.acquirer.known.at) if isinstance(ttl, CalendarTtl) else ttl
+        values = ValuesToWrite(self._refs, names, portion.values, portion.payloads, life, self._tags, self.began)
         origin = FillOrigin(load.acquirer.batch, load.acquirer.known, self._cost, self._request.fresh)
         leases = [load.lease(place) for place in portion.places]
         filling = await self._loads.writes.begin_fill(values, leases, origin)

@@ -6,8 +6,11 @@ from functools import partial
 from typing import Any
 
 from magnus_cache._engine.flights.callers import JoiningCaller
+from magnus_cache._engine.flights.flight import Flight
 from magnus_cache._engine.loading.request import LoadRequest
+from magnus_cache._engine.policy.calendars import CalendarTtl
 from magnus_cache._engine.runtime.clock import monotonic
+from magnus_cache._engine.store.lives import CalendarLife
 from magnus_cache._engine.store.reads import Reads
 from magnus_cache._engine.store.records import KeyRef
 from magnus_cache.errors import CacheUnavailableError
@@ -21,6 +24,7 @@ class JoinRules:
     def __init__(self, reads: Reads) -> None:
         self._state = reads.state
         self._epochs = reads.epoch_sync
+        self._lives = reads.lives
         self.flights = reads.state.flights
 
     def caller(self, request: LoadRequest[Any], source: object = None) -> JoiningCaller:
@@ -28,9 +32,10 @@ class JoinRules:
 
         :param source: the batch loader of the call, see `JoiningCaller`.
         """
+        ref, ttl = request.ref, request.options.ttl or request.ref.namespace.ttl
+        detach = partial(self.detach_unjoinable, ref, calendar=ttl if isinstance(ttl, CalendarTtl) else None)
         caller = JoiningCaller(
-            self._state.epochs, partial(self.detach_unjoinable, request.ref), fresh=request.fresh, source=source,
-            local=request.ref.namespace.local,
+            self._state.epochs, detach, fresh=request.fresh, source=source, local=ref.namespace.local
         )  # fmt: skip
         caller.max_wait, caller.blocks = request.max_wait, request.blocks
         return caller
@@ -70,15 +75,16 @@ class JoinRules:
                 self.flights.detach_flight(flight)
         caller.waited_since(began)
 
-    def detach_unjoinable(self, ref: KeyRef, fresh: bool) -> None:
+    def detach_unjoinable(self, ref: KeyRef, fresh: bool, calendar: CalendarTtl | None = None) -> None:
         """Detach the load under way if its value would be invalid for a new caller, or if it hangs.
 
         :param fresh: whether to detach it in any case.
+        :param calendar: the TTL of the caller's values, if it is a calendar.
         """
-        state = self._state
-        if self.flights.current(ref.name) is None:
+        state, flight = self._state, self.flights.current(ref.name)
+        if flight is None:
             return
-        if fresh:
+        if fresh or (calendar is not None and self._is_ended(ref, flight, calendar)):
             self.flights.detach(ref.name)
             return
         hung = self.flights.detach_hung(ref.name, state.settings.wait_timeout)
@@ -94,6 +100,21 @@ class JoinRules:
         if cut_off or state.reaches(ref.name):
             self.flights.expire(ref.name)
             state.leases.check(ref.name, state.clock(), cut_off=cut_off)
+
+    def _is_ended(self, ref: KeyRef, flight: Flight, calendar: CalendarTtl) -> bool:
+        """Return whether a load's value ends before it is stored: the load began before, and this caller after it.
+
+        If so, its lease is released, so that the next load need not wait for it.
+        """
+        state, now, time = self._state, self._state.clock(), self._lives.time_of(ref.name)
+        leased = state.leases.is_held(flight)
+        if not leased and state.reaches(ref.name):
+            # It waits for another process's load, and begins after that.
+            return False
+        if not calendar.is_ready(time.at(flight.began)) or CalendarLife(calendar, flight.began).left(time, now) > 0:
+            return False
+        state.leases.release_hung(flight)
+        return True
 
     def _in_doubt(self, ref: KeyRef) -> bool:
         """Whether an announcement whose meaning is not known yet may be about a load under way."""

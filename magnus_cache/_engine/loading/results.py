@@ -8,6 +8,7 @@ from magnus_cache._engine.codec.markers import kind_of, type_name
 from magnus_cache._engine.flights.context import UNMODIFIED, CurrentLoad, not_modified_error
 from magnus_cache._engine.loading.money import paid_for
 from magnus_cache._engine.loading.request import LoadRequest
+from magnus_cache._engine.policy.calendars import CalendarTtl
 from magnus_cache._engine.store.local_values import tagged
 from magnus_cache._engine.store.reads import Reads
 from magnus_cache._engine.store.records import KeyRef, Record
@@ -23,7 +24,7 @@ class PreparedValue(NamedTuple):
     :ivar payload: its encoded bytes, for the store and the waiting callers; None if it cannot be encoded.
     :ivar known: the tags that were known before the load.
     :ivar tags: all its tags.
-    :ivar ttl: seconds.
+    :ivar ttl: seconds, or a calendar.
     :ivar record: the record to store; None to store nothing.
     :ivar error: what `ttl`, `skip_if` or `tags` raised, raised again where the value is stored.
     :ivar refusal: why it cannot be stored, or None.
@@ -33,7 +34,7 @@ class PreparedValue(NamedTuple):
     payload: bytes | None = None
     known: tuple[str, ...] = ()
     tags: tuple[str, ...] = ()
-    ttl: float = 0.0
+    ttl: float | CalendarTtl = 0.0
     record: Record | None = None
     error: Exception | None = None
     refusal: CacheEncodeError | None = None
@@ -63,7 +64,7 @@ class ResultPreparer:
             skipped = options.skip_if is not None and options.skip_if(value)
             changed = codec.changed_so_far()
             payload, refusal = yield from self._payload(ref, value, skipped=skipped)
-            ttl = None if skipped or refusal is not None else options.seconds(value, self._reads.ttl(ref))
+            ttl = None if skipped or refusal is not None else options.ttl_of(value, self._reads.ttl(ref))
             all_tags = tags if options.tags is None else tagged(ref, options.tags_of(value, tags))
         except CacheError:
             raise

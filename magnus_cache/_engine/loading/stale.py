@@ -15,6 +15,7 @@ from magnus_cache._engine.loading.loads import Loads
 from magnus_cache._engine.loading.money import count_saved
 from magnus_cache._engine.loading.request import LoadRequest
 from magnus_cache._engine.memory.entry import Entry
+from magnus_cache._engine.policy.calendars import CalendarTtl
 from magnus_cache._engine.policy.modes import Mode
 from magnus_cache._engine.runtime.clock import monotonic
 from magnus_cache._engine.runtime.observers import CacheEvent, ErrorServed, Hit, Miss, StaleServed, WaitExpired
@@ -331,6 +332,9 @@ class StalePolicy:
     def _refresh_early(self, request: LoadRequest[Any], entry: Entry) -> None:
         ref = request.ref
         if self._state.closed or self._loads.throttle.holds(ref.name):
+            return
+        ttl = request.options.ttl or ref.namespace.ttl
+        if isinstance(ttl, CalendarTtl) and not self._reads.lives.gains(ttl, ref.name, entry.fresh_until):
             return
         if self._loads.begin(request._replace(unwanted=entry.version)):
             ref.counters.early_refreshes += 1

@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
+from magnus_cache._engine.flights.background import WaitExpiredError
 from magnus_cache._engine.loading.loads import Loads
 from magnus_cache._engine.loading.warm_schedule import WarmSchedule
 from magnus_cache._engine.loading.warm_target import WarmItem, WarmPlan, WarmTarget
@@ -20,7 +21,7 @@ from magnus_cache._engine.runtime.loop_end import loop_task
 from magnus_cache._engine.runtime.observers import WarmRound
 from magnus_cache._engine.runtime.turns import in_turns, turn
 from magnus_cache._engine.store.lifetimes import Lifetimes, Look
-from magnus_cache.errors import CacheClosedError
+from magnus_cache.errors import CacheClosedError, CacheTimeoutError
 
 __all__ = ["WarmRounds"]
 
@@ -35,6 +36,9 @@ _TICK: Final = 0.25
 
 _PATIENCE: Final = 60.0
 """Seconds after which a load or a question for the keys is no longer waited for."""
+
+_DAY: Final = 86_400.0
+"""Seconds that an error may ask for at most."""
 
 _SOON: Final = 0.01
 """Values that are due within so many seconds are due together."""
@@ -262,12 +266,15 @@ class WarmRounds:
 
     async def _load(self, item: WarmItem, look: Look | None) -> dict[bytes, BaseException]:
         """Load a value unless it is another one by now; return the error, by its name."""
+        allowed = _PATIENCE if item.ref.freshness.hard_timeout is None else item.ref.freshness.hard_timeout
         request = self._target.request(item)._replace(
-            background=True, unwanted=None if look is None else look.version,
-            max_wait=_PATIENCE if item.ref.freshness.hard_timeout is None else item.ref.freshness.hard_timeout,
-        )  # fmt: skip
+            background=True, unwanted=None if look is None else look.version, max_wait=allowed
+        )
         try:
             await self._loads.outcome(request)
+        except WaitExpiredError as error:
+            timeout = CacheTimeoutError(item.ref.namespace, allowed, goes_on=not error.limit_reached)
+            return {item.ref.name: timeout}
         except (Exception, asyncio.CancelledError, SystemExit) as error:  # logged
             if _is_cancelled(error):
                 raise
@@ -294,7 +301,7 @@ class WarmRounds:
             name = item.ref.name
             if (error := errors.get(name)) is not None:
                 self.failed += 1
-                self._schedule.failed(name, after, now)
+                self._schedule.failed(name, after, now, _pause_of(error))
             elif self._schedule.loaded(name, before, after, now):
                 self.refreshed += 1
                 item.ref.counters.early_refreshes += before is not None and before.lifetime.left > 0
@@ -307,6 +314,12 @@ class WarmRounds:
         """Log what went wrong, once a minute at most."""
         self.error = type(error).__name__
         self._state.notices.warn(f"warm:{self.job}:{topic}", f"keeping {self.job} warm: {what}", error)
+
+
+def _pause_of(error: BaseException) -> float | None:
+    """Return the seconds after which the source may be asked again, if an error says so, as those of many clients."""
+    pause: object = getattr(error, "retry_after", None)
+    return min(float(pause), _DAY) if isinstance(pause, int | float) and pause > 0 else None
 
 
 def _is_cancelled(error: BaseException) -> bool:

@@ -14,6 +14,7 @@ from magnus_cache._engine.codec.compression import Compression, checked_compress
 from magnus_cache._engine.keys.names import check_name
 from magnus_cache._engine.keys.versions import Version, checked_version
 from magnus_cache._engine.policy.audits import checked_audit
+from magnus_cache._engine.policy.calendars import CalendarTtl, Ttl, checked_ttl
 from magnus_cache._engine.policy.codecs import checked_codec
 from magnus_cache._engine.runtime.annotations import readable
 from magnus_cache._engine.runtime.durations import Duration, seconds
@@ -53,11 +54,11 @@ class Namespace(str):
     """A name with a policy for the values stored under it. It equals the plain name, and has the same hash.
 
     :param name: letters, digits and most punctuation; no ``:``, braces, white space or glob characters.
-    :param ttl: how long a value lives, as seconds, a `timedelta` or text such as ``"5m"``; ``None`` means
-        ``default_ttl`` of the settings.
+    :param ttl: how long a value lives, as seconds, a `timedelta`, text such as ``"5m"``, or a calendar: see `until`
+        and `market`; ``None`` means ``default_ttl`` of the settings.
     :param l1: whether values are also kept in this process's memory.
-    :param l1_ttl: how long a value is kept in memory at most, in the forms of `ttl`; ``None`` means as long
-        as it lives.
+    :param l1_ttl: how long a value is kept in memory at most, as a duration; ``None`` means as long as it
+        lives.
     :param l1_max_entries: how many of its values each process keeps in memory at most; ``None`` means as many as there
         is room for. The limit is kept when a value is stored under this policy.
     :param max_value_bytes: the largest encoded value that is stored, in bytes; ``None`` means the settings'.
@@ -68,7 +69,7 @@ class Namespace(str):
     :param version: a number or text that is part of each key. Change it when the code that makes the values changes,
         so that new code does not read what old code stored.
     :param offline: for how long memory may serve values after contact with Redis was lost, although other processes
-        may have changed them; in the forms of `ttl`. Zero asks the source, and ``None`` means as long as a value lives.
+        may have changed them; as a duration. Zero asks the source, and ``None`` means as long as a value lives.
         The time counts from the last moment at which Redis confirmed what is in memory. After it, memory stores
         nothing.
     :param local: keep values in this process's memory only, by reference. They may be of any type: clients, compiled
@@ -88,7 +89,7 @@ class Namespace(str):
     :raises ImportError: if the library for an option is missing, naming the extra that brings it.
     """
 
-    ttl: float | None
+    ttl: float | CalendarTtl | None
     l1: bool
     l1_ttl: float | None
     l1_max_entries: int | None
@@ -138,7 +139,7 @@ class Namespace(str):
         cls,
         name: str,
         *,
-        ttl: Duration | None = None,
+        ttl: Ttl | None = None,
         l1: bool = True,
         l1_ttl: Duration | None = None,
         l1_max_entries: int | None = None,
@@ -157,7 +158,7 @@ class Namespace(str):
         """Make a namespace; see the class."""
         self = super().__new__(cls, check_name(name, "name"))
         put = object.__setattr__
-        put(self, "ttl", None if ttl is None else seconds(ttl, "ttl"))
+        put(self, "ttl", None if ttl is None else checked_ttl(ttl))
         put(self, "l1", _flag(l1, "l1"))
         put(self, "l1_ttl", None if l1_ttl is None else seconds(l1_ttl, "l1_ttl"))
         put(self, "l1_max_entries", None if l1_max_entries is None else _entries(l1_max_entries, l1=self.l1))

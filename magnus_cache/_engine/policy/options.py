@@ -5,11 +5,12 @@ import inspect
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, TypeVar
 
+from magnus_cache._engine.policy.calendars import CalendarTtl, Ttl, checked_ttl
 from magnus_cache._engine.policy.costs import Cost
 from magnus_cache._engine.policy.function_tags import with_function_tag
 from magnus_cache._engine.policy.namespaces import Namespace
 from magnus_cache._engine.policy.tags import TagRule, check_tags
-from magnus_cache._engine.runtime.durations import Duration, seconds
+from magnus_cache._engine.runtime.durations import seconds
 from magnus_cache.errors import CacheArgumentError, CacheTypeError
 from magnus_cache.freshness import FreshnessOptions, FreshnessState
 
@@ -31,7 +32,7 @@ T = TypeVar("T")
 AnyLoader = Callable[[], T] | Callable[[], Awaitable[T]]
 """A function or coroutine function without arguments."""
 
-AnyTtl = Duration | Callable[[Any], Duration | None] | None
+AnyTtl = Ttl | Callable[[Any], Ttl | None] | None
 """A time to live, or a function of the value that returns one; None for the namespace's."""
 
 
@@ -85,17 +86,18 @@ def check_mapping(mapping: object) -> None:
 
 
 def validate_ttl(ttl: AnyTtl) -> Any:
-    """Return a caller's `ttl` for a `LoadOptions`: a duration in seconds.
+    """Return a caller's `ttl` for a `LoadOptions`: a duration in seconds, or a calendar.
 
-    :raises CacheArgumentError: naming `ttl`, if it is not a duration.
+    :raises CacheArgumentError: naming `ttl`, if it is neither.
     """
-    return ttl if ttl is None or callable(ttl) else seconds(ttl)
+    # Written out, as `checked_ttl` does it: `get_or_set` comes here with each call.
+    return ttl if ttl is None or callable(ttl) or isinstance(ttl, CalendarTtl) else seconds(ttl)
 
 
 class LoadOptions:
     """How a load's value is stored: for how long, under which tags, and which values are not stored.
 
-    :ivar ttl: seconds, or a function of the value that returns the duration; None for the namespace's.
+    :ivar ttl: seconds, a calendar, or a function of the value that returns either; None for the namespace's.
     :ivar skip_if: returns whether not to store a value.
     :ivar tags: the tags of the value.
     :ivar freshness: overrides of the namespace's policy of freshness.
@@ -111,7 +113,7 @@ class LoadOptions:
 
     def __init__(
         self,
-        ttl: float | Callable[[Any], Duration | None] | None = None,
+        ttl: float | CalendarTtl | Callable[[Any], Ttl | None] | None = None,
         skip_if: Callable[[Any], bool] | None = None,
         tags: TagRule | None = None,
         freshness: FreshnessOptions | None = None,
@@ -155,16 +157,16 @@ class LoadOptions:
         """Return whether a value that cannot be stored is an error to the caller."""
         return namespace.strict if self.strict is None else self.strict
 
-    def seconds(self, value: Any, default: float) -> float:
-        """Return the value's time to live.
+    def ttl_of(self, value: Any, default: float | CalendarTtl) -> float | CalendarTtl:
+        """Return the value's time to live: seconds, or a calendar.
 
-        :raises CacheArgumentError: naming `ttl`, if its function does not return a duration.
+        :raises CacheArgumentError: naming `ttl`, if its function returns neither.
         """
         if not callable(self.ttl):
             return default if self.ttl is None else self.ttl
         ttl = self.ttl(value)
         try:
-            return default if ttl is None else seconds(ttl)
+            return default if ttl is None else checked_ttl(ttl)
         except CacheArgumentError as error:
             hint = "None stands for the namespace's, and skip_if says which values are not to be kept"
             raise type(error)("ttl", f"what its function returned: {error.problem}; {hint}") from None

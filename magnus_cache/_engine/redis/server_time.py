@@ -119,6 +119,8 @@ def host_time(clock: Clock) -> RedisTime:
     """Return the clock of this host in place of a server's, for a cache that has not met its server, or has none.
 
     No other host's clock is ever compared with it: what a process keeps by this clock stays in its memory.
+
+    :param clock: the cache's; if a test has moved it, the host's clock is as far ahead.
     """
     found, now = RedisTime(), clock()
     found.sample(now, now, int((time.time() + offset_of(clock)) * MICROSECONDS))

@@ -15,6 +15,7 @@ from magnus_cache._engine.memory.entry import Entry, TaggedEntry
 from magnus_cache._engine.memory.placeholder import Placeholder
 from magnus_cache._engine.runtime.observers import Stored
 from magnus_cache._engine.runtime.turns import at_once
+from magnus_cache._engine.store.lives import CalendarLife, Life
 from magnus_cache._engine.store.local_values import tagged
 from magnus_cache._engine.store.records import MISS, Began, KeyRef
 from magnus_cache._engine.store.revalidation import tags_of
@@ -91,22 +92,30 @@ class AtomicMemory:
         """Give back what `find` reserved."""
         self._memory.release(found.place)
 
-    def store(
-        self, ref: KeyRef, found: Found, value: Any, payload: bytes, ttl: float | None, tags: tuple[str, ...] = ()
+    async def store(
+        self, ref: KeyRef, found: Found, value: Any, payload: bytes, ttl: Life | None, tags: tuple[str, ...] = ()
     ) -> bool:  # fmt: skip
         """Store a value in place of what was found; return False if something has changed it meanwhile.
 
-        :param ttl: seconds; None for what the old value has left, or else the namespace's.
+        :param ttl: seconds, or until a moment of a calendar; None for what the old value has left, or else the
+            namespace's.
         :param tags: those of a new value.
         :raises CacheUnavailableError: if memory cannot keep the value.
         """
-        now, old = self._state.clock(), found.entry
+        old = found.entry
+        if ttl is None and old is None:
+            ttl = self._reads.life(ref, None)
+        if isinstance(ttl, CalendarLife):
+            await self._reads.lives.ready(ttl, ref.name)
+        now = self._state.clock()
         tags = tagged(ref, tags if old is None else found.tags)
         known = found.known if old is not None else self._reads.tag_state(ref, tags)
-        if ttl is None:
-            ttl = self._reads.ttl(ref) if old is None else old.fresh_until - now
-        if ttl <= 0:
-            return False  # it has just ended
+        if isinstance(ttl, CalendarLife):
+            ttl = self._reads.lives.left(ttl, ref.name, now)
+        elif ttl is None:
+            ttl = 0.0 if old is None else old.fresh_until - now
+            if ttl <= 0:
+                return False  # it has just ended
         record = at_once(self._writes.record_steps(ref, value, payload, tags))
         epoch = old.epoch if isinstance(old, TaggedEntry) else self._state.epochs.highest
         record = record._replace(epoch=epoch)

@@ -38,12 +38,12 @@ from magnus_cache._engine.runtime.observers import Stored
 from magnus_cache._engine.runtime.turns import at_once
 from magnus_cache._engine.store.atomic_memory import AtomicMemory
 from magnus_cache._engine.store.fills_many import ManyFills
+from magnus_cache._engine.store.lives import CalendarLife, Life
 from magnus_cache._engine.store.orders import Order
 from magnus_cache._engine.store.records import MISS, Began, KeyRef, Record
 from magnus_cache._engine.store.stored_values import StoredValue, judged, opened, settled, still_valid, stored_value
 from magnus_cache._engine.store.writes import SAMPLED, milliseconds
 from magnus_cache.errors import CacheConflictError, CacheMissingError, CacheTypeError, CacheUnavailableError
-from magnus_cache.freshness import lifetime
 
 if TYPE_CHECKING:
     from magnus_cache._engine.memory.placeholder import Placeholder
@@ -72,8 +72,8 @@ class Change(NamedTuple):
     delta: int
     initial: int
     """The number that a new counter starts from."""
-    ttl: float
-    """Seconds that a new counter lives."""
+    ttl: Life
+    """How long a new counter lives."""
     create: bool
     """Whether to create a counter if there is none."""
     local: bool
@@ -103,10 +103,10 @@ class AtomicWrites(ManyFills):
 
     # -- add ------------------------------------------------------------------------------------------------
 
-    async def add(self, ref: KeyRef, value: Any, payload: bytes, ttl: float, tags: tuple[str, ...]) -> bool:
+    async def add(self, ref: KeyRef, value: Any, payload: bytes, ttl: Life, tags: tuple[str, ...]) -> bool:
         """Store a value if there is none; return whether it is stored.
 
-        :param ttl: seconds.
+        :param ttl: seconds, or until a moment of a calendar.
         """
         if ref.others:
             for other in ref.others[1:]:
@@ -114,7 +114,7 @@ class AtomicWrites(ManyFills):
                     return False
             ref = ref.others[0]
         began, wire = Began(self._clock()), self.state.client.connection(ref.name)
-        ttl = lifetime(ttl, ref.freshness.jitter, random)
+        ttl = await self.reads.lives.shortened(ttl, ref)
         if wire is not None and not ref.namespace.local:
             record = at_once(self.record_steps(ref, value, payload, tags))._replace(began=began)
             try:
@@ -132,7 +132,7 @@ class AtomicWrites(ManyFills):
                 try:
                     if found.value is not MISS:
                         return False
-                    if self.here.store(ref, found, value, payload, ttl, tags):
+                    if await self.here.store(ref, found, value, payload, ttl, tags):
                         return True
                 finally:
                     self.here.done(found)
@@ -140,7 +140,7 @@ class AtomicWrites(ManyFills):
             self.state.stats.failed(error.reason)
         return False
 
-    async def _add(self, ref: KeyRef, record: Record, payload: bytes, ttl: float) -> bool:
+    async def _add(self, ref: KeyRef, record: Record, payload: bytes, ttl: Life) -> bool:
         expected = b""
         for _ in range(ATTEMPTS):
             wire = self.state.client.current_connection(ref.name)
@@ -160,11 +160,11 @@ class AtomicWrites(ManyFills):
         return False
 
     async def swapped(
-        self, wire: "Connection", ref: KeyRef, write: tuple[Record, bytes, float], expected: bytes, *, absent: bool
+        self, wire: "Connection", ref: KeyRef, write: tuple[Record, bytes, Life], expected: bytes, *, absent: bool
     ) -> Swapped:
         """Store a value in place of a certain one, and keep it in memory; ask once more if the connection was lost.
 
-        :param write: the record of the value, its payload, and the seconds that it is to live.
+        :param write: the record of the value, its payload, and how long it is to live.
         :param expected: the header of the value that may be replaced; empty for none.
         :param absent: whether there may be no value.
         :raises CacheUnavailableError: when Redis does not answer, or refuses.
@@ -299,16 +299,16 @@ class AtomicWrites(ManyFills):
         raise CacheConflictError("incr", ref.namespace, ATTEMPTS)
 
     async def _created(
-        self, wire: "Connection", ref: KeyRef, counter: tuple[int, float, int], raw: bytes | None
+        self, wire: "Connection", ref: KeyRef, counter: tuple[int, Life, int], raw: bytes | None
     ) -> bool:  # fmt: skip
         """Store a new counter in place of what counts as nothing; return whether it is stored.
 
-        :param counter: its number, the seconds that it lives, and its epoch.
+        :param counter: its number, how long it lives, and its epoch.
         """
         number, ttl, epoch = counter
         payload = codec.encode(number)
         record = at_once(self.record_steps(ref, number, payload, ()))._replace(epoch=epoch)
-        write = record, payload, lifetime(ttl, ref.freshness.jitter, random)
+        write = record, payload, await self.reads.lives.shortened(ttl, ref)
         swapped = await self.swapped(wire, ref, write, (raw or b"")[:HEADER_BYTES], absent=True)
         if swapped.unsure:
             raise CacheUnavailableError("lost", "the connection was lost")
@@ -328,8 +328,8 @@ class AtomicWrites(ManyFills):
 
     async def _increment(self, wire: "Connection", ref: KeyRef, change: Change, reject: bytes, lowest: int) -> Attempt:
         """Send an increment, once."""
-        ttl = lifetime(change.ttl, ref.freshness.jitter, random)
-        now = wire.time.at(self._clock())
+        given, at = await self.reads.lives.shortened(change.ttl, ref), self._clock()
+        ttl, now = given.left_from(wire.time, at) if isinstance(given, CalendarLife) else given, wire.time.at(at)
         until, lives = header_times.lived(now, now + int(ttl * MICROSECONDS))
         created = b"" if not change.create else envelope.pack(
             codec.encode(change.initial + change.delta), version=new_version(), epoch=self.state.epochs.highest,
@@ -392,7 +392,7 @@ class AtomicWrites(ManyFills):
                     raise CacheMissingError(ref.namespace)
                 number = (change.initial if begins else counted(ref, found.value)) + change.delta
                 payload = b"" if ref.namespace.local else codec.encode(number)
-                if self.here.store(ref, found, number, payload, change.ttl if begins else None):
+                if await self.here.store(ref, found, number, payload, change.ttl if begins else None):
                     return number
             finally:
                 self.here.done(found)

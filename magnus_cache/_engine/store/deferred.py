@@ -17,6 +17,7 @@ from magnus_cache._engine.outage.outbox import Outbox
 from magnus_cache._engine.runtime.loop_end import end_with_loop
 from magnus_cache._engine.runtime.portal import NoThreadError
 from magnus_cache._engine.store.clears import Clears
+from magnus_cache._engine.store.lives import Life
 from magnus_cache._engine.store.local_writes import count_here
 from magnus_cache._engine.store.records import Began, KeyRef
 from magnus_cache._engine.store.writes_many import ManyWrites
@@ -52,7 +53,7 @@ class Deferred:
         return portal.engaged or portal.inside
 
     def write(
-        self, ref: KeyRef, value: Any, payload: bytes, ttl: float, tags: tuple[str, ...], began: Began
+        self, ref: KeyRef, value: Any, payload: bytes, ttl: Life, tags: tuple[str, ...], began: Began
     ) -> None:  # fmt: skip
         """Store a value soon, and forget the old one now; see `Writes.overwrite`."""
         self._forget((ref,))

@@ -58,6 +58,7 @@ class Explanation:
         not known, as of a process that has ended.
     :ivar history: the last things that happened to the key, the latest first: in this process, and what others have
         told of their deletes, clears and invalidated tags.
+    :ivar calendar: the TTL of its namespace if that is a calendar, as it is written; None otherwise.
     :ivar opaque: whether the codec of a namespace has stored the value: bytes that mean nothing to others.
     :ivar node: on a cluster, the address of the primary that has the key, such as ``"10.0.0.7:6379"``; None otherwise.
     :ivar slot: on a cluster, the slot of the key; None otherwise.
@@ -81,6 +82,7 @@ class Explanation:
     stored_by: str | None = None
     history: tuple[KeyEvent, ...] = ()
     opaque: bool = False
+    calendar: str | None = None
 
     def __str__(self) -> str:
         lines = [f"{self.name}: {self.verdict}"]
@@ -101,6 +103,8 @@ class Explanation:
             details.append(f"tags {', '.join(self.tags)}")
         if details:
             lines.append(f"  {'; '.join(details)}")
+        if self.calendar is not None:
+            lines.append(f"  its namespace has ttl={self.calendar}")
         if self.epoch is not None:
             lines.append(f"  epoch {self.epoch}; values are valid from epoch {self.lowest_valid_epoch} on")
         if self.lease_holder is not None:

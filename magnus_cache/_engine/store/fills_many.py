@@ -19,6 +19,7 @@ from magnus_cache._engine.redis.client_many import Filled
 from magnus_cache._engine.runtime.clock import MICROSECONDS
 from magnus_cache._engine.runtime.loop_end import cancel
 from magnus_cache._engine.runtime.observers import FillRefused, Stored
+from magnus_cache._engine.store.lives import CalendarLife
 from magnus_cache._engine.store.writes import NOT_STORED, SAMPLED, milliseconds
 from magnus_cache._engine.store.writes_many import ManyWrites, Transaction, ValuesToWrite
 from magnus_cache.errors import CacheUnavailableError
@@ -88,6 +89,8 @@ class ManyFills(ManyWrites):
                 await wire.renew()
         except CacheUnavailableError:
             return None
+        if isinstance(values.ttl, CalendarLife):
+            await self.reads.lives.ready(values.ttl, values.names[0], wire)
         transaction.steps = wire.time.steps
         filling = Filling(transaction, leases, origin)
         try:

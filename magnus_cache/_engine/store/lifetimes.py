@@ -11,6 +11,7 @@ from magnus_cache._engine.codec.versions import new_version
 from magnus_cache._engine.memory.entry import Entry, pack_windows
 from magnus_cache._engine.redis.retries import ask_twice
 from magnus_cache._engine.runtime.clock import MICROSECONDS
+from magnus_cache._engine.store.lives import CalendarLife, Life
 from magnus_cache._engine.store.reads_many import look_many
 from magnus_cache._engine.store.records import KeyRef, age_of
 from magnus_cache._engine.store.stored_values import COPY_HERE, stored_value
@@ -131,11 +132,13 @@ class Lifetimes:
             for place, end in zip(places, found, strict=True) if end is not None
         }  # fmt: skip
 
-    async def prolong(self, ref: KeyRef, ttl: float) -> bool:
+    async def prolong(self, ref: KeyRef, ttl: Life) -> bool:
         """Give a stored value a new TTL, counted from now; return whether there was a value.
 
-        :param ttl: seconds.
+        :param ttl: seconds, or until a moment of a calendar.
         """
+        if isinstance(ttl, CalendarLife):
+            ttl = await self._reads.lives.ready(ttl, ref.name)
         if ref.others:
             return any([await self.prolong(other, ttl) for other in ref.others])
         wire = self._state.client.connection(ref.name)
@@ -160,13 +163,15 @@ class Lifetimes:
         # A remembered error is not a value, as for `get`.
         return None if entry is None or entry.negative else entry
 
-    def _prolong_here(self, ref: KeyRef, ttl: float, wire: "Connection | None") -> bool:
+    def _prolong_here(self, ref: KeyRef, ttl: Life, wire: "Connection | None") -> bool:
         """Give the entry in memory a new end; return whether there is an entry.
 
         The memory replaces only the entry that was read, so of several threads one wins and the others try again. The
         tags of the value and their stamps stay.
         """
         grace, cap = ref.freshness.grace, ref.namespace.l1_ttl
+        if isinstance(ttl, CalendarLife):
+            ttl = self._reads.lives.left(ttl, ref.name, self._clock())
         if cap is not None and cap < ttl:
             ttl, grace = cap, 0.0
         for _ in range(_REPLACEMENTS):
@@ -185,7 +190,7 @@ class Lifetimes:
 
     # -- in Redis -------------------------------------------------------------------------------------------
 
-    async def _replace(self, ref: KeyRef, ttl: float) -> bool:
+    async def _replace(self, ref: KeyRef, given: Life) -> bool:
         # The envelope has the end of the value, so the value is written again. If another write comes in between, that
         # write wins, and the next attempt reads its value.
         for _ in range(_REPLACEMENTS):
@@ -194,7 +199,11 @@ class Lifetimes:
                 return False
             # That of each attempt: on a cluster, the slot may move.
             wire = self._state.client.current_connection(ref.name)
-            raw, until = stored.raw, wire.time.at(self._clock()) + int(ttl * MICROSECONDS)
+            if isinstance(given, CalendarLife):
+                given = await self._reads.lives.ready(given, ref.name, wire)
+            now = self._clock()
+            ttl = given.left(wire.time, now) if isinstance(given, CalendarLife) else given
+            raw, until = stored.raw, wire.time.at(now) + int(ttl * MICROSECONDS)
             # The value is none the younger for it.
             began = header_times.as_of(stored.fresh_until, stored.life)
             until, life = header_times.lived(began, until) if began else (until, 0.0)

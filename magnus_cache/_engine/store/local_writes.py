@@ -13,6 +13,7 @@ from magnus_cache._engine.memory.footprint import object_size
 from magnus_cache._engine.redis.retries import ask_twice
 from magnus_cache._engine.runtime.observers import Stored
 from magnus_cache._engine.store.judge import judge
+from magnus_cache._engine.store.lives import CalendarLife, Life
 from magnus_cache._engine.store.local_values import tagged
 from magnus_cache._engine.store.reads import Reads
 from magnus_cache._engine.store.records import KeyRef, Record
@@ -28,7 +29,7 @@ class Keep(Protocol):
     """Stores a value in memory unless it is overtaken; see `Writes._keep`."""
 
     def __call__(
-        self, ref: KeyRef, record: Record, ttl: float, overtaken: Callable[[], bool], trust: Trust | None = None, *,
+        self, ref: KeyRef, record: Record, ttl: Life, overtaken: Callable[[], bool], trust: Trust | None = None, *,
         supersedes: bool = False,
     ) -> bool:  # fmt: skip
         """Return whether the value is stored."""
@@ -51,7 +52,7 @@ class LocalWrites:
         return Record(value, None, object_size(value), new_version(), tags=tags, shared=True)
 
     async def write(
-        self, wire: "Connection", ref: KeyRef, record: Record, ttl: float, overtaken: Callable[[], bool]
+        self, wire: "Connection", ref: KeyRef, record: Record, ttl: Life, overtaken: Callable[[], bool]
     ) -> bool:
         """Keep an object that a caller sets; return whether it is kept."""
         trust = await self.standing(wire, ref, record.tags)
@@ -71,7 +72,7 @@ class LocalWrites:
             return None
         return self._trust(wire, ref, tags, sent)
 
-    async def fill(self, ref: KeyRef, record: Record, ttl: float, fence: Fence) -> bool | CacheUnavailableError:
+    async def fill(self, ref: KeyRef, record: Record, ttl: Life, fence: Fence) -> bool | CacheUnavailableError:
         """Keep a loaded object unless it was invalidated since; return whether it is kept.
 
         Returns the error if Redis cannot be asked about invalidations.
@@ -94,6 +95,8 @@ class LocalWrites:
         known = state.memory.generation, state.epochs.stamps(record.tags)
         kept = False
         lowest_valid = state.epochs.lowest_valid_seen(ref.epoch_names, record.tags)
+        if isinstance(ttl, CalendarLife):
+            ttl = self._reads.lives.left(ttl, ref.name, now)
         # What waits in the outbox is older than the load, has voided the placeholder, or has invalidated a tag.
         judged = judge(record, ttl, ref.freshness, lowest_valid, wire.time.horizon, pending=False)
         if judged.serves and not state.epochs.overtaken(record.tags, fence.since):

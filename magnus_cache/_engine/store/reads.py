@@ -83,10 +83,6 @@ class Reads(Fallback):
         self.ref, self.address_of = refs.ref, refs.address_of
         self._lane = LaneReads(state, self.received, self._batches)
 
-    def ttl(self, ref: KeyRef) -> float:
-        """Return a namespace's time to live in seconds."""
-        return ref.namespace.ttl or self._settings.default_ttl
-
     # -- read -----------------------------------------------------------------------------------------------
 
     async def read(

@@ -6,7 +6,6 @@ otherwise a hundred tasks would all read the same value, and ninety-nine would d
 """
 
 import asyncio
-from random import random
 from typing import TYPE_CHECKING, Any, Final
 
 from magnus_cache._engine import codec
@@ -17,10 +16,10 @@ from magnus_cache._engine.runtime.loop_end import call_on_loop
 from magnus_cache._engine.runtime.turns import at_once, in_turns
 from magnus_cache._engine.store.atomic_memory import Found
 from magnus_cache._engine.store.atomic_writes import ATTEMPTS, AtomicWrites, maybe_done, pause
+from magnus_cache._engine.store.lives import Life
 from magnus_cache._engine.store.records import MISS, Began, KeyRef
 from magnus_cache._engine.store.stored_values import StoredValue, judged, opened, settled
 from magnus_cache.errors import CacheConflictError, CacheUnavailableError
-from magnus_cache.freshness import lifetime
 
 if TYPE_CHECKING:
     from magnus_cache._engine.redis.exchange import Connection
@@ -36,11 +35,12 @@ class Update:
 
     All methods are called on one event loop.
 
-    :param ttl: seconds; None for what a value has left, or for a new one the namespace's.
+    :param ttl: seconds, or until a moment of a calendar; None for what a value has left, or for a new one the
+        namespace's.
     :param local: whether to change the value in this process while Redis is away.
     """
 
-    def __init__(self, writes: AtomicWrites, ref: KeyRef, ttl: float | None, *, local: bool) -> None:
+    def __init__(self, writes: AtomicWrites, ref: KeyRef, ttl: Life | None, *, local: bool) -> None:
         self._writes = writes
         self._state = writes.state
         self._ref = ref
@@ -123,7 +123,7 @@ class Update:
     async def _store(self, wire: "Connection", value: Any, payload: bytes) -> bool:
         writes, ref, base = self._writes, self._ref, self._base
         if self._ttl is not None or base is None:
-            ttl = lifetime(self._ttl or writes.reads.ttl(ref), ref.freshness.jitter, random)
+            ttl = await writes.reads.lives.shortened(self._ttl or writes.reads.life(ref, None), ref)
         else:
             now = self._state.clock()
             ttl = wire.time.end(base.fresh_until, base.life, now) - now
@@ -148,7 +148,7 @@ class Update:
             if self._away:
                 # As for a `set`: what Redis has is outdated, and is removed when it is back. First, as always.
                 self._state.record_missed(lambda outbox: outbox.record((ref.name,)), (ref.name,))
-            stored = writes.here.store(ref, found, value, payload, self._ttl)
+            stored = await writes.here.store(ref, found, value, payload, self._ttl)
         finally:
             self._found = None
             writes.here.done(found)

@@ -10,9 +10,11 @@ from magnus_cache._engine.coordination.state import State
 from magnus_cache._engine.flights.context import is_unmodified
 from magnus_cache._engine.memory.entry import CodecBytes, Entry, ReferenceEntry
 from magnus_cache._engine.memory.footprint import keep_decoded, keep_made
+from magnus_cache._engine.policy.calendars import CalendarTtl, Ttl, checked_ttl
 from magnus_cache._engine.policy.namespaces import Namespace
 from magnus_cache._engine.runtime.observers import Unreadable
 from magnus_cache._engine.runtime.turns import at_once, in_turns
+from magnus_cache._engine.store.lives import Life, Lives
 from magnus_cache._engine.store.local_values import LocalValues
 from magnus_cache._engine.store.negative import decode_error
 from magnus_cache._engine.store.planned import keep_planned
@@ -58,6 +60,19 @@ class Coding:
         self._settings = state.settings
         self._clock = state.clock
         self.local = LocalValues(state)
+        self.lives = Lives(state)
+
+    def ttl(self, ref: KeyRef) -> float | CalendarTtl:
+        """Return a namespace's time to live: seconds, or a calendar."""
+        return ref.namespace.ttl or self._settings.default_ttl
+
+    def life(self, ref: KeyRef, ttl: Ttl | None) -> Life:
+        """Return how long a value lives that a caller gives now.
+
+        :raises CacheArgumentError: naming `ttl`, if it cannot be used.
+        """
+        given = (ref.namespace.ttl or self._settings.default_ttl) if ttl is None else checked_ttl(ttl)
+        return self.lives.beginning(given) if isinstance(given, CalendarTtl) else given
 
     def opened(self, ref: KeyRef, entry: Entry | bytes | None) -> Any:
         """Return the fresh value of an entry, a new object for each caller unless the value is immutable or shared.

@@ -10,7 +10,6 @@ import math
 import weakref
 from collections.abc import Callable, Generator
 from functools import partial
-from random import random
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from anyio import CapacityLimiter, to_thread
@@ -22,11 +21,13 @@ from magnus_cache._engine.coherence.trust import Trust, UnsharedTrust
 from magnus_cache._engine.coordination.generations import OfflineTrust
 from magnus_cache._engine.coordination.leases import Fence
 from magnus_cache._engine.memory.footprint import footprint, has_room, payload_kept
+from magnus_cache._engine.policy.calendars import CalendarTtl
 from magnus_cache._engine.redis.retries import ask_again
 from magnus_cache._engine.runtime.clock import MICROSECONDS
 from magnus_cache._engine.runtime.observers import CacheEvent, FillRefused, Stored, WriteRefused
 from magnus_cache._engine.runtime.turns import at_once, in_turns
 from magnus_cache._engine.store.judge import judge
+from magnus_cache._engine.store.lives import CalendarLife, Life
 from magnus_cache._engine.store.local_values import tagged
 from magnus_cache._engine.store.local_writes import LocalWrites
 from magnus_cache._engine.store.orders import Order, Sent
@@ -34,7 +35,6 @@ from magnus_cache._engine.store.reads import Reads
 from magnus_cache._engine.store.records import Began, KeyRef, Record
 from magnus_cache._engine.store.removals import Removals
 from magnus_cache.errors import CacheUnavailableError
-from magnus_cache.freshness import lifetime
 
 if TYPE_CHECKING:
     from magnus_cache._engine.redis.exchange import Connection
@@ -72,8 +72,7 @@ class Writes(Removals):
     # -- write ----------------------------------------------------------------------------------------------
 
     async def overwrite(
-        self, ref: KeyRef, value: Any, payload: bytes, ttl: float, tags: tuple[str, ...] = (),
-        began: Began | None = None,
+        self, ref: KeyRef, value: Any, payload: bytes, ttl: Life, tags: tuple[str, ...] = (), began: Began | None = None
     ) -> bool:  # fmt: skip
         """Store a value as `write` does, and void all loads of the value.
 
@@ -83,12 +82,11 @@ class Writes(Removals):
         return await self.write(ref, value, payload, ttl, tags, began)
 
     async def write(
-        self, ref: KeyRef, value: Any, payload: bytes, ttl: float, tags: tuple[str, ...] = (),
-        began: Began | None = None,
+        self, ref: KeyRef, value: Any, payload: bytes, ttl: Life, tags: tuple[str, ...] = (), began: Began | None = None
     ) -> bool:  # fmt: skip
         """Store a value in Redis and in memory; return whether it is stored anywhere.
 
-        :param ttl: seconds.
+        :param ttl: seconds, or until a moment of a calendar.
         :param began: when the caller's call began; None for now.
         """
         if ref.others:
@@ -101,7 +99,8 @@ class Writes(Removals):
         steps = self.record_steps(ref, value, payload, tags)
         record = await in_turns(steps) if len(payload) >= codec.LARGE else at_once(steps)
         record = record._replace(began=began)
-        ttl = lifetime(ttl, ref.freshness.jitter, random)
+        if ref.freshness.jitter or isinstance(ttl, CalendarLife):
+            ttl = await self.reads.lives.shortened(ttl, ref)
 
         def overtaken() -> bool:
             known = map(self.state.epochs.tag_name, tags)
@@ -144,14 +143,14 @@ class Writes(Removals):
         self.tell(Stored, ref, "redis")
         return True
 
-    async def fill(self, ref: KeyRef, record: Record, payload: bytes, ttl: float, fence: Fence) -> bool:
+    async def fill(self, ref: KeyRef, record: Record, payload: bytes, ttl: float | CalendarTtl, fence: Fence) -> bool:
         """Store a loaded value unless the load was overtaken; return whether it is stored anywhere.
 
         What a clear or an invalidated tag has overtaken may still be written to Redis, as its lease may stand. It has
         the epoch from before the load, so no reader takes it, and memory does not keep it.
 
         :param record: what `record_steps` returned, completed with the cost of the load and the validator.
-        :param ttl: seconds.
+        :param ttl: seconds, or a calendar: when the load began decides.
         """
         stored = await self._fill(ref, record, payload, ttl, fence)
         if not stored:
@@ -174,13 +173,13 @@ class Writes(Removals):
         if self.state.observers.active:
             self.state.observers.about(kind, ref, *fields)
 
-    async def _fill(self, ref: KeyRef, record: Record, payload: bytes, ttl: float, fence: Fence) -> bool:
+    async def _fill(self, ref: KeyRef, record: Record, payload: bytes, life: float | CalendarTtl, fence: Fence) -> bool:
         """Store a loaded value, as `fill` does."""
         if record.epoch != fence.epoch:
             record = record._replace(epoch=fence.epoch)
-        tags, jitter = record.tags, ref.freshness.jitter
-        if jitter:
-            ttl = lifetime(ttl, jitter, random)
+        tags, ttl = record.tags, CalendarLife(life, fence.at) if isinstance(life, CalendarTtl) else life
+        if ref.freshness.jitter or isinstance(ttl, CalendarLife):
+            ttl = await self.reads.lives.shortened(ttl, ref)
         lease, wire = fence.lease, self.state.client.connection(ref.name)  # the lease's loop may have been replaced
 
         def overtaken() -> bool:
@@ -252,18 +251,16 @@ class Writes(Removals):
         return Record(None, payload, len(payload), version, tags=tags)
 
     async def _send(
-        self, wire: "Connection", ref: KeyRef, record: Record, payload: bytes, ttl: float,
-        order: Order,
+        self, wire: "Connection", ref: KeyRef, record: Record, payload: bytes, given: Life, order: Order
     ) -> bool:  # fmt: skip
-        """Return whether Redis stored a value; if so, keep the value in memory unless its key was touched meanwhile.
-
-        :param wire: the connection that carries the command.
-        """
+        """Return whether Redis stored a value; if so, keep the value in memory unless its key was touched meanwhile."""
         if not wire.up or self._clock() - wire.time.sampled > SAMPLED:
             # The envelope has the value's end in Redis' time. A wire in use samples that clock all the time. Before a
             # wire is up, there is no sample; while it was idle, the server's clock may have been set.
             await wire.renew()
-        steps, (as_of, fresh_until, life) = wire.time.steps, self._span(wire, record, ttl)
+        if isinstance(given, CalendarLife):
+            given = await self.reads.lives.ready(given, ref.name, wire)
+        steps, (ttl, as_of, fresh_until, life) = wire.time.steps, _span(wire, record, given, self._clock())
         pack: Callable[..., bytes] = partial(
             envelope.pack, payload, version=record.version, epoch=record.epoch, cost=record.cost,
             tags=record.tags, compress=ref.namespace.compress, validator=record.validator,
@@ -292,22 +289,14 @@ class Writes(Removals):
                 self._memory.release(placeholder)
         if stored and wire.time.steps != steps:
             # The answer shows that the server's clock was set meanwhile, so the end in the envelope is wrong.
-            _, fresh_until, life = self._span(wire, record, ttl)
+            ttl, _, fresh_until, life = _span(wire, record, given, self._clock())
+            expiry = milliseconds(ttl if record.negative else ttl + ref.freshness.grace)
             again = await self.off_loop(partial(pack, fresh_until=fresh_until, life=life), size)
             self._memory.invalidate(ref.name)
             with contextlib.suppress(CacheUnavailableError):
                 before = raw[: envelope.HEADER_BYTES]
                 await self.state.client.replace(ref.name, before, again, expiry)
         return stored
-
-    def _span(self, wire: "Connection", record: Record, ttl: float) -> tuple[int, int, float]:
-        """Return when the load or write of a value began, when it ends, in Redis' time, and its life for the header."""
-        now = wire.time.at(self._clock())
-        as_of = now
-        if (began := record.began) is not None:
-            began.as_of = max(0, wire.time.at(began.at))  # as `told` does it
-            as_of = min(now, began.as_of)
-        return as_of, *header_times.lived(as_of, now + int(ttl * MICROSECONDS))
 
     def sealing(self, ref: KeyRef, pack: Callable[..., bytes]) -> Callable[..., bytes]:
         """Return a function that seals what another one packs."""
@@ -371,7 +360,7 @@ class Writes(Removals):
         self.state.flights.detach(ref.name)
 
     def _keep(
-        self, ref: KeyRef, record: Record, ttl: float, overtaken: Callable[[], bool], trust: Trust | None = None, *,
+        self, ref: KeyRef, record: Record, ttl: Life, overtaken: Callable[[], bool], trust: Trust | None = None, *,
         supersedes: bool = False,
     ) -> bool:  # fmt: skip
         """Store a value in this process alone unless it is overtaken; return whether it is stored.
@@ -381,6 +370,8 @@ class Writes(Removals):
         if not ref.namespace.l1:
             return False
         now, known = self._clock(), self.reads.tag_state(ref, record.tags)
+        if isinstance(ttl, CalendarLife):
+            ttl = self.reads.lives.left(ttl, ref.name, now)
         # Reserved before `overtaken` is asked: from here on, an invalidation by another thread voids the placeholder.
         placeholder = self._memory.reserve(ref.name, anew=supersedes)
         try:
@@ -404,7 +395,7 @@ class Writes(Removals):
         return 0 if began is None else began.told(self.state.topology.time_of(ref.name))
 
     async def _keep_loaded(
-        self, ref: KeyRef, record: Record, ttl: float, overtaken: Callable[[], bool], fence: Fence,
+        self, ref: KeyRef, record: Record, ttl: Life, overtaken: Callable[[], bool], fence: Fence,
         refusal: CacheUnavailableError | None,
     ) -> bool:  # fmt: skip
         """Store a loaded value in this process alone, if no unheard invalidation can have overtaken the load.
@@ -423,6 +414,15 @@ class Writes(Removals):
         # After a write of the key that another task has begun: it may overtake this load.
         async with self.state.key_locks.hold(ref.name):
             return self._keep(ref, record, ttl, overtaken, trust)
+
+
+def _span(wire: "Connection", record: Record, life: Life, now: float) -> tuple[float, int, int, float]:
+    """Return the TTL of a value now, when its load began and when it ends, in Redis' time, and its header's life."""
+    server, ttl = wire.time.at(now), life.left(wire.time, now) if isinstance(life, CalendarLife) else life
+    as_of = server if (began := record.began) is None else max(0, min(server, wire.time.at(began.at)))
+    if began is not None:
+        began.as_of = as_of
+    return ttl, as_of, *header_times.lived(as_of, server + int(ttl * MICROSECONDS))
 
 
 def milliseconds(ttl: float) -> int:

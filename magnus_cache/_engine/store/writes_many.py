@@ -29,6 +29,7 @@ from magnus_cache._engine.runtime.loop_end import cancel, loop_task
 from magnus_cache._engine.runtime.turns import Step, at_once, turn
 from magnus_cache._engine.store.batch_keys import RefMaker, places_by_server, trust_by_slot
 from magnus_cache._engine.store.judge import judge
+from magnus_cache._engine.store.lives import CalendarLife, Life
 from magnus_cache._engine.store.records import Began, KeyRef, Record
 from magnus_cache._engine.store.writes import SAMPLED, Writes, milliseconds
 from magnus_cache.errors import CacheUnavailableError
@@ -59,7 +60,7 @@ class ValuesToWrite(NamedTuple):
     """Values of one namespace to be written, in parallel lists: a record for each would cost more than its write.
 
     :ivar refs: makes their references.
-    :ivar ttl: seconds.
+    :ivar ttl: seconds, or until a moment of a calendar.
     :ivar tags: the tags of each value.
     :ivar began: when their load began, or the call that writes them.
     """
@@ -68,7 +69,7 @@ class ValuesToWrite(NamedTuple):
     names: Sequence[bytes]
     values: Sequence[Any]
     payloads: Sequence[bytes]
-    ttl: float
+    ttl: Life
     tags: tuple[str, ...]
     began: Began
 
@@ -106,7 +107,7 @@ class ValuesToWrite(NamedTuple):
             yield self.part(start, end), small
             start = end
 
-    def items(self) -> "Iterator[tuple[KeyRef, Any, bytes, float, tuple[str, ...], Began]]":
+    def items(self) -> "Iterator[tuple[KeyRef, Any, bytes, Life, tuple[str, ...], Began]]":
         """Yield the arguments of `Writes.write` for each value."""
         for name, value, payload in zip(self.names, self.values, self.payloads, strict=True):
             yield self.refs.ref(name), value, payload, self.ttl, self.tags, self.began
@@ -214,6 +215,8 @@ class ManyWrites(Writes):
                 await wire.renew()
         except CacheUnavailableError:
             return None
+        if isinstance(part.ttl, CalendarLife):
+            await self.reads.lives.ready(part.ttl, names[0], wire)
         transaction.steps = wire.time.steps
         return transaction
 
@@ -235,7 +238,9 @@ class ManyWrites(Writes):
         """
         part, wire, epoch = transaction.part, transaction.wire, transaction.epoch
         refs, names, payloads = part.refs, part.names, part.payloads
-        now, ttl, policy = wire.time.at(self._clock()), part.ttl, refs.freshness
+        clock, policy = self._clock(), refs.freshness
+        now = wire.time.at(clock)
+        ttl = part.ttl.left(wire.time, clock) if isinstance(part.ttl, CalendarLife) else part.ttl
         as_of = min(now, part.began.told(wire.time))
         if policy.jitter:
             ttls = [lifetime(ttl, policy.jitter, random) for _ in names]

@@ -28,6 +28,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 
 from magnus_cache import Lifetime
+from magnus_cache._engine.policy.calendars import CalendarTtl
 from magnus_cache.errors import CacheArgumentError, CacheError, CacheTimeoutError
 from magnus_cache.freshness import FreshnessOptions
 from magnus_cache.integrations.fastapi.asking import (
@@ -68,7 +69,7 @@ class Options(NamedTuple):
     """How the responses of an endpoint are cached; see `cache_response`. Durations in seconds."""
 
     namespace: str
-    ttl: float | None
+    ttl: float | CalendarTtl | None
     vary: Vary
     tags: AnyNames
     version: int | str | None
@@ -336,8 +337,8 @@ async def _shared(exchange: _Exchange, call: _Call, endpoint: Endpoint) -> Any:
     return _stay(exchange.asked, await exchange.reply(Record(*found)), call)
 
 
-def _life_or(ttl: float | None) -> Callable[[tuple[Any, ...]], float | None]:
-    def life(found: tuple[Any, ...]) -> float | None:
+def _life_or(ttl: float | CalendarTtl | None) -> Callable[[tuple[Any, ...]], float | CalendarTtl | None]:
+    def life(found: tuple[Any, ...]) -> float | CalendarTtl | None:
         said = Record(*found).life
         return ttl if said is None else said
 

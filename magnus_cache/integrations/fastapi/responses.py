@@ -8,6 +8,7 @@ from starlette.requests import HTTPConnection
 from starlette.responses import Response
 
 from magnus_cache import Namespace
+from magnus_cache._engine.policy.calendars import Ttl, checked_ttl
 from magnus_cache._engine.runtime.durations import Duration, seconds
 from magnus_cache.freshness import Freshness, FreshnessOptions
 from magnus_cache.integrations.fastapi.answers import Endpoint, Options, answer
@@ -48,7 +49,7 @@ class _ResponseHook:
 
 
 def cache_response(
-    namespace: str, ttl: Duration | None = None, *, vary: AnyVary = (), tags: AnyNames = (),
+    namespace: str, ttl: Ttl | None = None, *, vary: AnyVary = (), tags: AnyNames = (),
     version: int | str | None = None, max_age: Duration | None = None, cache: AnyCache | None = None,
     **freshness: Unpack[FreshnessOptions],
 ) -> Callable[[Callable[P, Any]], Callable[P, Any]]:  # fmt: skip
@@ -60,7 +61,8 @@ def cache_response(
     `vary` says whose it is.
 
     :param namespace: the namespace of the stored responses.
-    :param ttl: a duration; None for the namespace's. ``max-age`` or ``s-maxage`` of a response counts more.
+    :param ttl: a duration or a calendar; None for the namespace's. ``max-age`` or ``s-maxage`` of a response counts
+        more.
     :param vary: by what responses differ beside the URL: names of request headers, functions of the request such as
         ``lambda request: request.cookies.get("session")``, FastAPI dependencies (``Depends(current_user_id)``), or
         several of these. A value of None says nothing about who asks.
@@ -93,7 +95,7 @@ class Cached:
     """
 
     def __init__(
-        self, namespace: str, ttl: Duration | None = None, *, vary: AnyVary = (), tags: AnyNames = (),
+        self, namespace: str, ttl: Ttl | None = None, *, vary: AnyVary = (), tags: AnyNames = (),
         version: int | str | None = None, max_age: Duration | None = None, cache: AnyCache | None = None,
         **freshness: Unpack[FreshnessOptions],
     ) -> None:  # fmt: skip
@@ -116,6 +118,6 @@ def _options(
     if not isinstance(namespace, Namespace):
         Namespace(namespace)
     return Options(
-        namespace, None if ttl is None else seconds(ttl, "ttl"), Vary(vary), tags, version,
+        namespace, None if ttl is None else checked_ttl(ttl), Vary(vary), tags, version,
         None if max_age is None else seconds(max_age, "max_age", zero=True), cache, freshness,
     )  # fmt: skip
