@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
+    from magnus_cache._engine.api.audit_report import AuditReport, AuditRow, TtlProposal
     from magnus_cache._engine.api.changes import AsyncChanges, Changes
     from magnus_cache._engine.api.managers import (
         AsyncCacheManager,
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     from magnus_cache._engine.settings.settings import CacheSettings
     from magnus_cache._engine.store.explanation import Explanation, KeyEvent
     from magnus_cache._engine.store.lifetimes import Lifetime
+    from magnus_cache._engine.store.stamps import Stamped
     from magnus_cache.changes import Change, Changed, Invalidated, Lost
     from magnus_cache.errors import (
         CacheArgumentError,
@@ -110,6 +112,8 @@ __all__ = [
     "AsyncCacheManager",
     "AsyncChanges",
     "AsyncKeepWarm",
+    "AuditReport",
+    "AuditRow",
     "Budget",
     "BudgetExceeded",
     "CacheArgumentError",
@@ -168,9 +172,11 @@ __all__ = [
     "RetryLater",
     "SourcePaused",
     "StaleServed",
+    "Stamped",
     "Stored",
     "TagsInvalidated",
     "Touched",
+    "TtlProposal",
     "Unreadable",
     "Unstorable",
     "WaitExpired",
@@ -256,7 +262,9 @@ _HOMES: Final = {
     ),
     "_engine.runtime.observers": ("Observation",),
     "_engine.store.explanation": ("Explanation", "KeyEvent"),
+    "_engine.api.audit_report": ("AuditReport", "AuditRow", "TtlProposal"),
     "_engine.store.lifetimes": ("Lifetime",),
+    "_engine.store.stamps": ("Stamped",),
     "_engine.coordination.health": ("Health", "NodeHealth"),
     "_engine.coordination.recordings": ("AccessRecording",),
     "_engine.api.managers": (

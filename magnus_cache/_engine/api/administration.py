@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Iterable
 from typing import TYPE_CHECKING, Any, Final, Literal
 
+from magnus_cache._engine.api.audit_report import AuditReport, report_of
 from magnus_cache._engine.api.changes import MOST_WAITING, AsyncChanges, async_changes
 from magnus_cache._engine.api.explain import explain
-from magnus_cache._engine.api.fleet import history, ledger, processes
+from magnus_cache._engine.api.fleet import audits, history, ledger, processes
 from magnus_cache._engine.api.life import AsyncLife
 from magnus_cache._engine.api.local_stats import local_stats
 from magnus_cache._engine.api.scanning import scan
 from magnus_cache._engine.keys.globs import ClearScope, prefix_pattern
+from magnus_cache._engine.keys.names import check_name
 from magnus_cache._engine.runtime.annotations import readable
 from magnus_cache._engine.runtime.fleet_totals import FleetProcess
 from magnus_cache._engine.runtime.ledger import LedgerBy, LedgerRow
@@ -125,6 +127,18 @@ class AsyncAdministration(AsyncLife):
         """
         check_loop()
         return await ledger(self._state, days, by)
+
+    async def audit_report(self, namespace: str) -> AuditReport:
+        """Return what the audits of a namespace have found in the last day, in the whole fleet; see `AuditReport`.
+
+        Without Redis, and while it does not answer, it is about this process alone.
+
+        :param namespace: one that was given `audit`, or has functions that were.
+        :raises CacheArgumentError: for a namespace that cannot be used.
+        """
+        check_loop()
+        name = check_name(namespace)
+        return report_of(str(name), (await audits(self._state)).of(str(name)))
 
     async def get_processes(self) -> list[FleetProcess]:
         """Return the processes that used their cache in the last half minute, the oldest first; empty without Redis."""

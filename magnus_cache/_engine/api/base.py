@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Final, Unpack
 
 from magnus_cache._engine.api.budgeted import with_budget
-from magnus_cache._engine.api.cached import KeyOptions, load_options_factory, make_decorator
+from magnus_cache._engine.api.cached import KeyOptions, LoadOptionsFactory, load_options_factory, make_decorator
 from magnus_cache._engine.api.cached_many import make_batch_decorator
 from magnus_cache._engine.api.engine import Engine
 from magnus_cache._engine.codec.typed_results import typed
@@ -18,6 +18,7 @@ from magnus_cache._engine.coordination.recordings import RECORDED_BYTES, AccessR
 from magnus_cache._engine.coordination.state import State
 from magnus_cache._engine.keys.names import check_name
 from magnus_cache._engine.keys.versions import Version
+from magnus_cache._engine.policy.audits import checked_audit
 from magnus_cache._engine.policy.budgets import AnyBudget
 from magnus_cache._engine.policy.costs import AnyCost, nanos_of
 from magnus_cache._engine.policy.options import AnyTtl
@@ -148,6 +149,7 @@ class CacheBase:
         key: str | None = None, tags: AnyTags = (), skip_if: Callable[[Any], bool] | None = None,
         exclude: Iterable[str] = (), version: Version | None = None,
         strict: bool | None = None, returns: Any = None, cost: AnyCost = None, budget: AnyBudget = None,
+        audit: float | None = None,
         **freshness: Unpack[FreshnessOptions],
     ) -> Decorator:  # fmt: skip
         """Return a decorator that caches what a function or coroutine function returns, by its arguments.
@@ -169,12 +171,15 @@ class CacheBase:
             namespace's; see `Namespace`. Patterns of a mapping match the key as `cache_key` returns it.
         :param cost: what one load costs, in any unit of money: a number, or a function of the value that returns one.
             Loads then count as ``spent`` and hits as ``saved``; see `get_ledger`.
+        :param audit: the share of hits, 0 to 1, whose value is loaded again in the background and compared; see
+            `audit_report`. None for the namespace's.
         :param freshness: options that replace those of the namespace's policy: ``grace``, ``soft_timeout``,
             ``hard_timeout``, ``early``, ``jitter``, ``retry``, ``negative``; see `Freshness`.
         :raises CacheArgumentError: naming the argument that cannot be used.
         """
-        make_options = load_options_factory(ttl, tags, skip_if, freshness, strict, cost)
-        make_options = with_budget(make_options, namespace, budget)
+        make = with_budget(load_options_factory(ttl, tags, skip_if, freshness, strict, cost), namespace, budget)
+        share = None if audit is None else checked_audit(audit)
+        make_options: LoadOptionsFactory = lambda keys: make(keys).audited(share)  # noqa: E731  # it is one line
         made = make_decorator(self._engine, namespace, make_options, KeyOptions(key_func, key, exclude, version))
         return typed(made, returns)
 

@@ -89,6 +89,7 @@ async def load_many(engine: Engine, request: BatchRequest) -> dict[Any, Any]:
             return await engine.state.workers.call(partial(loader, list(some)), flights[0].namespace if flights else "")
 
     search, portion = Search(engine, request.options.saves, fresh=request.fresh), Step()
+    search.notes = request.notes
     for start in range(0, len(keys), _STEP):
         search.add(map(request.locate, keys[start : start + _STEP]))
         await turn()
@@ -125,6 +126,7 @@ def load_many_blocking(engine: Engine, request: BatchRequest) -> dict[Any, Any]:
     check_callable(loader, "batch_loader")
     engine.state.portal.check_thread()
     search = Search(engine, request.options.saves, fresh=request.fresh)
+    search.notes = request.notes
     search.add(map(request.locate, request.keys))
     if engine.state.mode is Mode.DISABLED and request.keys:
         with as_current_load(CurrentLoad()):

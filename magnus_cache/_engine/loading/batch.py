@@ -28,6 +28,7 @@ from magnus_cache._engine.runtime.loop_end import cancel, loop_task
 from magnus_cache._engine.runtime.turns import Step, turn
 from magnus_cache._engine.runtime.waiters import running_loop
 from magnus_cache._engine.store.records import MISS, KeyRef
+from magnus_cache._engine.store.stamps import Note
 from magnus_cache.errors import CacheTypeError, RetryLater
 
 __all__ = ["Batch", "CallLoader"]
@@ -193,6 +194,9 @@ class Batch:
         loaded = await loads.flights.run(
             ref.name, lead, wait_timeout=loads.wait_timeout, namespace=str(ref.namespace), caller=caller
         )
+        if self._request.notes is not None:
+            self._request.notes[ref.name] = note = Note()
+            note.loaded(loaded.began)
         return await loaded.taken(strict=request.strict)
 
     async def lead(self, item: BatchItem, flight: Flight) -> LoadedValue[Any]:

@@ -85,6 +85,8 @@ class Loads:
         :raises CacheEncodeError: if the value cannot be stored, and the request is strict.
         """
         loaded = await self.outcome(request)
+        if request.note is not None:
+            request.note.loaded(loaded.began)
         return await loaded.taken(strict=loaded.refusal is not None and request.strict)
 
     async def outcome(self, request: LoadRequest[T]) -> LoadedValue[T]:
@@ -95,8 +97,9 @@ class Loads:
         state, ref = self._state, request.ref
         mode = state.mode if state.special else Mode.NORMAL
         if mode is Mode.DISABLED:
+            began = Began(self.clock())
             with as_current_load(CurrentLoad()):
-                return LoadedValue(modified(await self.call(request.loader, str(ref.namespace))), None)
+                return LoadedValue(modified(await self.call(request.loader, str(ref.namespace))), None, began=began)
         request = self._completed(request, mode)
         caller = self.joining.caller(request)
         if ref.namespace.local or self.flights.current(ref.name) is not None:
@@ -185,8 +188,10 @@ class Loads:
         :raises Exception: as `load` does.
         :raises CacheDeadlockError: if the load that this call waits for could only run in this thread.
         """
-        mode = self._state.mode
+        mode, note = self._state.mode, request.note
         if mode is Mode.DISABLED:
+            if note is not None:
+                note.loaded(Began(self.clock()))
             with as_current_load(CurrentLoad()):
                 return modified(self.called_blocking(request.loader))
         check_waiting()
@@ -200,6 +205,8 @@ class Loads:
         loaded = self.flights.run_blocking(
             request.ref.name, partial(self._lead_blocking, request), wait_timeout=self.wait_timeout, caller=caller
         )
+        if note is not None:
+            note.loaded(loaded.began)
         return loaded.take(strict=request.strict)
 
     def _lead_blocking(self, request: LoadRequest[T], flight: Flight) -> LoadedValue[T]:

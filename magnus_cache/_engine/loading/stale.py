@@ -23,17 +23,15 @@ from magnus_cache._engine.runtime.portal import NoThreadError
 from magnus_cache._engine.runtime.waiters import running_loop
 from magnus_cache._engine.store.reads import Reads
 from magnus_cache._engine.store.records import LARGE, MISS, KeyRef, age_of
+from magnus_cache._engine.store.stamps import Note, Stamped
 from magnus_cache.errors import CacheBudgetError, CacheDeadlockError, CacheError, CacheTimeoutError, CacheTypeError
-from magnus_cache.freshness import Freshness, FreshnessState, classify
+from magnus_cache.freshness import FreshnessState, classify
 
 __all__ = ["StalePolicy"]
 
 T = TypeVar("T")
 
 _FRESH: Final = frozenset({FreshnessState.FRESH, FreshnessState.EARLY})
-
-_ENTRIES: Final = Freshness()
-"""A policy without options, for calls that need the entry: with `NO_POLICY`, a read may return a payload alone."""
 
 
 class StalePolicy:
@@ -61,11 +59,33 @@ class StalePolicy:
         if request.options.state_of is not None:
             request, state = self._judged(request, entry, state, opened)
         served, value = self._served(request, entry, state, near=near, opened=opened)
+        if request.note is not None:
+            self._note(request, entry, near=near, stale=state not in _FRESH)
         if not served:
             return await self._loaded(request, value, began)
         if state is FreshnessState.EARLY and entry is not None:
             self._refresh_early(request, entry)
         return value  # type: ignore[no-any-return]  # what was stored is what the loader returned
+
+    async def get_stamped(self, request: LoadRequest[T]) -> Stamped[T]:
+        """Return the same as `get`, for any policy, with a stamp.
+
+        :raises CacheTimeoutError: as `get` does.
+        :raises Exception: as `get` does.
+        """
+        note = Note()
+        value = await self.get_judged(request._replace(note=note))
+        return note.stamped(value, self._state, request.ref.name)
+
+    def get_stamped_blocking(self, request: LoadRequest[T]) -> Stamped[T]:
+        """Return the same as `get_stamped`, for a blocking caller.
+
+        :raises CacheTimeoutError: as `get` does.
+        :raises Exception: as `get` does.
+        """
+        note = Note()
+        value = self.get_judged_blocking(request._replace(note=note))
+        return note.stamped(value, self._state, request.ref.name)
 
     async def get_judged(self, request: LoadRequest[T]) -> T:
         """Return the same as `get` for a call whose `state_of` decides about a stored value.
@@ -193,6 +213,8 @@ class StalePolicy:
         if request.options.state_of is not None:
             request, state = self._judged(request, entry, state, LARGE)
         served, found = self._served(request, entry, state, near=near)
+        if request.note is not None:
+            self._note(request, entry, near=near, stale=state not in _FRESH)
         if served:
             if state is FreshnessState.EARLY and entry is not None:
                 with contextlib.suppress(NoThreadError):
@@ -341,6 +363,13 @@ class StalePolicy:
             return False
         return not isinstance(error, CacheError) or isinstance(error, CacheTimeoutError)
 
+    def _note(self, request: LoadRequest[Any], entry: Entry | None, *, near: bool, stale: bool) -> None:
+        """Note what was found, for a stamped call; a load that follows notes when it began instead."""
+        if request.note is not None and entry is not None:
+            # In an outage it comes from memory, however it was asked for.
+            near = near or not self._state.reaches(request.ref.name)
+            request.note.found(entry, near=near, stale=stale)
+
     def _stale(self, ref: KeyRef, value: Any) -> Any:
         ref.counters.stale_hits += 1
         self._tell(StaleServed, ref)
@@ -353,7 +382,4 @@ class StalePolicy:
 
 def _with_entry(request: LoadRequest[T]) -> LoadRequest[T]:
     """Return a request whose read returns an entry."""
-    ref = request.ref
-    if not ref.is_far:
-        return request
-    return request._replace(ref=KeyRef(ref.namespace, ref.name, ref.counters, ref.epoch_names, _ENTRIES))
+    return request._replace(ref=request.ref.with_entry()) if request.ref.is_far else request

@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Final, NoReturn, Self, Unpack
 from magnus_cache._engine.codec.compression import Compression, checked_compression
 from magnus_cache._engine.keys.names import check_name
 from magnus_cache._engine.keys.versions import Version, checked_version
+from magnus_cache._engine.policy.audits import checked_audit
 from magnus_cache._engine.policy.budgets import AnyBudget, Budget, BudgetRules, checked_budget
 from magnus_cache._engine.policy.calendars import CalendarTtl, Ttl, checked_ttl
 from magnus_cache._engine.policy.codecs import checked_codec
@@ -86,6 +87,8 @@ class Namespace(str):
         to these, such as ``{"{broker}:*": "5/s"}``, with a bucket for each value of the placeholder; None for no limit.
     :param spend_limit: what loads may cost in the whole fleet, by their `cost`: ``"5.00/day"``, ``/hour`` or
         ``/month``, of UTC. Past it only stale values are served, else `CacheBudgetError` is raised; None for no limit.
+    :param audit: the share of hits of cached functions and of `get_or_set`, 0 to 1, whose value is loaded again in the
+        background and compared; see `audit_report`. Give it before functions are decorated.
     :param freshness: what may be done with values that expire soon or have expired: ``grace``, ``soft_timeout``,
         ``hard_timeout``, ``early``, ``jitter``, ``retry``, ``negative``; see `Freshness`.
     :raises CacheArgumentError: (a `ValueError`) for an invalid argument, naming it.
@@ -107,6 +110,7 @@ class Namespace(str):
     strict: bool
     budget: Budget | dict[str, Budget] | None
     spend_limit: str | None
+    audit: float
     freshness: Freshness
     budgets: BudgetRules | None
     spending: SpendLimit | None
@@ -114,8 +118,8 @@ class Namespace(str):
     """Whether something limits its loads: one attribute to test before a load."""
 
     __slots__ = (
-        "budget", "budgets", "codec", "compress", "freshness", "l1", "l1_max_entries", "l1_ttl", "limited", "local",
-        "max_value_bytes", "offline", "seal", "share", "spend_limit", "spending", "strict", "ttl", "version",
+        "audit", "budget", "budgets", "codec", "compress", "freshness", "l1", "l1_max_entries", "l1_ttl", "limited",
+        "local", "max_value_bytes", "offline", "seal", "share", "spend_limit", "spending", "strict", "ttl", "version",
     )  # fmt: skip
 
     DEFAULTS: ClassVar[dict[str, Any]] = {
@@ -134,6 +138,7 @@ class Namespace(str):
         "strict": False,
         "budget": None,
         "spend_limit": None,
+        "audit": 0.0,
         "grace": NO_POLICY.grace,
         "soft_timeout": NO_POLICY.soft_timeout,
         "hard_timeout": NO_POLICY.hard_timeout,
@@ -163,6 +168,7 @@ class Namespace(str):
         strict: bool = False,
         budget: AnyBudget = None,
         spend_limit: str | None = None,
+        audit: float = 0.0,
         **freshness: Unpack[FreshnessOptions],
     ) -> Self:
         """Make a namespace; see the class."""
@@ -186,6 +192,7 @@ class Namespace(str):
         put(self, "spend_limit", spend_limit)
         put(self, "spending", checked_limit(spend_limit))
         put(self, "limited", self.budget is not None or self.spending is not None)
+        put(self, "audit", checked_audit(audit))
         put(self, "freshness", Freshness.of(freshness))
         if self.local:
             _check_local(self)

@@ -105,13 +105,14 @@ class LoadOptions:
     :ivar strict: whether a value that cannot be stored is an error to the caller; None for the namespace's setting.
     :ivar function: the function that loads values, named in messages about values that cannot be stored.
     :ivar state_of: how fresh a stored value is for this call; None if its TTL alone decides.
+    :ivar audit: the share of hits to audit; None for the namespace's.
     :ivar cost: what a load costs in money, or None.
     :ivar saves: what each hit is to count as saved, or None; see `priced`.
     :ivar budgets: the budgets of the function, in place of the namespace's; None for the namespace's.
     """
 
     __slots__ = (
-        "budgets", "cost", "freshness", "function", "saves", "skip_if", "state_of", "strict", "tags", "ttl",
+        "audit", "budgets", "cost", "freshness", "function", "saves", "skip_if", "state_of", "strict", "tags", "ttl",
     )  # fmt: skip
 
     def __init__(
@@ -133,12 +134,18 @@ class LoadOptions:
         self.tags = tags
         self.state_of: StateOf = None
         self.budgets: BudgetRules | None = None
+        self.audit: float | None = None
         self.cost: Cost | None = None
         self.saves: Cost | None = None
 
     def priced(self, cost: Cost | None) -> "LoadOptions":
         """Return these options, for loads that cost money."""
         self.cost = self.saves = cost
+        return self
+
+    def audited(self, audit: float | None) -> "LoadOptions":
+        """Return these options, for values whose hits are audited."""
+        self.audit = audit
         return self
 
     def price_of_each(self) -> int:

@@ -8,6 +8,8 @@ import math
 from collections.abc import Mapping
 from typing import Any, Final
 
+from magnus_cache._engine.runtime.audit_counts import AuditCounts
+
 __all__ = ["NANOS", "CacheStats", "Counters", "Histogram", "Stats", "figures_of"]
 
 NANOS: Final = 1_000_000_000
@@ -209,6 +211,7 @@ class Stats:
     """The statistics of one cache, shared by its blocking and its async manager."""
 
     def __init__(self) -> None:
+        self.audits = AuditCounts()
         self._namespaces: dict[str, Counters] = {}
         self._children: list[tuple[str, str, Counters, int]] = []
         self.reset()
@@ -218,6 +221,7 @@ class Stats:
         for counters in (*self._namespaces.values(), *(child[2] for child in self._children)):
             counters.reset()
         self.errors: dict[str, int] = {}
+        self.audits.reset()
         self.fenced_loads = 0
         self.l2_latency = Histogram()
         self.load_latency = Histogram()
