@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import redis
+from anyio import move_on_after
 
 from magnus_cache import (
     AsyncCacheManager,
@@ -393,6 +394,8 @@ async def test_who_waits_for_another_process_at_the_bell_loads_once_for_all(url:
             await wait_until_async(lambda: all(len(cache._state.flights) for cache in caches[1:]))
             clock.advance(150)
             late = [asyncio.create_task(cache.get_or_set(quotes, "k", slow)) for cache in caches[1:]]
+            # What waits begins after the bell, so they may join it.
+            await wait_until_async(lambda: all(cache._state.flights.joined for cache in caches[1:]))
             slow.finish(2)
             slow.finish()
             assert await first == 1
@@ -530,11 +533,15 @@ async def test_in_doubt_a_load_began_before_the_moment() -> None:
 async def test_a_calendar_is_built_in_a_thread_while_the_loop_goes_on(callers: str, url: str, raw: redis.Redis) -> None:
     gate = Gate(server_now(raw) + 1000 * SECOND)
     async with managers(url, 1) as (cache,):
+        if callers == "async":
+            # The call for which it is built may be given up, also by a scope of anyio.
+            with move_on_after(0.05) as scope:
+                await cache.set("t", "given up", 1, gate)
+            assert scope.cancelled_caught
         calls = [asyncio.create_task(done(cache, callers, "set", "t", str(number), 1, gate)) for number in range(4)]
         # Other calls are answered meanwhile, on the same loop.
         assert await done(cache, callers, "set", "t", "other", 1)
         assert await cache.get("t", "other") == 1
-        # The one for which it is built.
         cut = calls.pop(0)
         if callers == "async":
             cut.cancel()
