@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
+    from magnus_cache._engine.api.changes import AsyncChanges, Changes
     from magnus_cache._engine.api.managers import (
         AsyncCacheManager,
         CacheManager,
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from magnus_cache._engine.api.warming import WarmReport
     from magnus_cache._engine.codec import register_type
     from magnus_cache._engine.coordination.health import Health, NodeHealth
+    from magnus_cache._engine.coordination.recordings import AccessRecording
     from magnus_cache._engine.flights.context import NOT_MODIFIED, CurrentLoad, current_load
     from magnus_cache._engine.policy.budgets import Budget
     from magnus_cache._engine.policy.calendars import CalendarTtl
@@ -45,6 +47,7 @@ if TYPE_CHECKING:
     from magnus_cache._engine.settings.settings import CacheSettings
     from magnus_cache._engine.store.explanation import Explanation, KeyEvent
     from magnus_cache._engine.store.lifetimes import Lifetime
+    from magnus_cache.changes import Change, Changed, Invalidated, Lost
     from magnus_cache.errors import (
         CacheArgumentError,
         CacheBatchEncodeError,
@@ -103,7 +106,9 @@ __all__ = [
     "TTL_MEDIUM",
     "TTL_REALTIME",
     "TTL_STATIC",
+    "AccessRecording",
     "AsyncCacheManager",
+    "AsyncChanges",
     "AsyncKeepWarm",
     "Budget",
     "BudgetExceeded",
@@ -132,6 +137,9 @@ __all__ = [
     "CacheUnavailableError",
     "CacheValueTooLargeError",
     "CalendarTtl",
+    "Change",
+    "Changed",
+    "Changes",
     "Cleared",
     "CurrentLoad",
     "Deleted",
@@ -142,12 +150,14 @@ __all__ = [
     "FleetProcess",
     "Health",
     "Hit",
+    "Invalidated",
     "KeepWarm",
     "KeyEvent",
     "LedgerRow",
     "Lifetime",
     "LoadEnded",
     "LoadStarted",
+    "Lost",
     "Miss",
     "Namespace",
     "NodeHealth",
@@ -187,12 +197,14 @@ __all__ = [
 __version__ = "0.1.0"
 
 _HOMES: Final = {
+    "_engine.api.changes": ("AsyncChanges", "Changes"),
     "_engine.codec": ("register_type",),
     "_engine.flights.context": (
         "NOT_MODIFIED",
         "CurrentLoad",
         "current_load",
     ),
+    "changes": ("Change", "Changed", "Invalidated", "Lost"),
     "events": (
         "BudgetExceeded",
         "CacheEvent",
@@ -246,6 +258,7 @@ _HOMES: Final = {
     "_engine.store.explanation": ("Explanation", "KeyEvent"),
     "_engine.store.lifetimes": ("Lifetime",),
     "_engine.coordination.health": ("Health", "NodeHealth"),
+    "_engine.coordination.recordings": ("AccessRecording",),
     "_engine.api.managers": (
         "AsyncCacheManager",
         "CacheManager",
@@ -257,10 +270,10 @@ _HOMES: Final = {
         "get_async_cache_manager",
         "get_cache_manager",
     ),
-    "_engine.policy.budgets": ("Budget",),
     "_engine.policy.calendars": ("CalendarTtl",),
     "_engine.policy.markets": ("market",),
     "_engine.policy.until": ("until",),
+    "_engine.policy.budgets": ("Budget",),
     "_engine.policy.namespaces": (
         "TTL_FOREVER",
         "TTL_LONG",

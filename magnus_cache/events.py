@@ -2,6 +2,8 @@
 
 A key in an event is the full name of its value in Redis, as `explain` shows it, such as ``"magnus:prices:AAPL"``. An
 event about several keys has None as its key, and `count` says how many they are.
+
+The records at the end are what `changes` yields: what changed in one namespace, by any process.
 """
 
 from dataclasses import dataclass, fields

@@ -5,13 +5,16 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
-from typing import Any, Unpack
+from os import PathLike
+from pathlib import Path
+from typing import Any, Final, Unpack
 
 from magnus_cache._engine.api.budgeted import with_budget
 from magnus_cache._engine.api.cached import KeyOptions, load_options_factory, make_decorator
 from magnus_cache._engine.api.cached_many import make_batch_decorator
 from magnus_cache._engine.api.engine import Engine
 from magnus_cache._engine.codec.typed_results import typed
+from magnus_cache._engine.coordination.recordings import RECORDED_BYTES, AccessRecording
 from magnus_cache._engine.coordination.state import State
 from magnus_cache._engine.keys.names import check_name
 from magnus_cache._engine.keys.versions import Version
@@ -20,15 +23,18 @@ from magnus_cache._engine.policy.costs import AnyCost, nanos_of
 from magnus_cache._engine.policy.options import AnyTtl
 from magnus_cache._engine.policy.tags import AnyTags
 from magnus_cache._engine.runtime.annotations import readable
+from magnus_cache._engine.runtime.numbers import number, whole
 from magnus_cache._engine.runtime.observers import CacheEvent, Observation, Observers
 from magnus_cache._engine.runtime.portal import NoThreadError
 from magnus_cache._engine.runtime.waiters import running_loop
 from magnus_cache._engine.runtime.workers import is_async
-from magnus_cache.errors import CacheClosedError, CacheTypeError
+from magnus_cache.errors import CacheArgumentError, CacheClosedError, CacheTypeError
 from magnus_cache.freshness import FreshnessOptions
 from magnus_cache.protocols import BatchDecorator, Decorator
 
 __all__ = ["CacheBase", "observed"]
+
+_LEAST_RECORDED: Final = 2**16
 
 
 def observed(
@@ -79,6 +85,35 @@ class CacheBase:
         :raises CacheTypeError: for a function that cannot be called or must be awaited, and for a kind that is none.
         """
         return observed(self._state.observers, function, kinds)
+
+    def record_accesses(
+        self, path: str | PathLike[str], *, share: float = 1.0, max_bytes: int = RECORDED_BYTES
+    ) -> AccessRecording:
+        """Record the accesses of this cache from now on, for ``magnus-cache simulate``; until the result is closed.
+
+        Each process writes files of its own into the folder; record all processes of a fleet. Values are not recorded,
+        and keys only as hashes by a secret that is not kept. A thread writes them, so no caller waits for the disk.
+        While it records, a hit in memory takes some microseconds longer. The setting `record` does the same without
+        a change of the program.
+
+        :param path: a folder; it is made if it is not there.
+        :param share: the share of the keys to record, above 0 and up to 1; for a busy cache.
+        :param max_bytes: of the files of this process; beyond it, the oldest part goes.
+        :raises CacheArgumentError: for a folder that cannot be written, a number out of range, and while another
+            recording of this cache runs.
+        """
+        self._state.check_open()
+        amount = number(share)
+        if amount is None or not 0 < amount <= 1:
+            raise CacheArgumentError("share", f"a share of the keys is above 0 and up to 1, got {share!r}")
+        size = whole(max_bytes)
+        if size is None or size < _LEAST_RECORDED:
+            raise CacheArgumentError("max_bytes", f"{_LEAST_RECORDED:,} bytes or more are needed, got {max_bytes!r}")
+        try:
+            folder = Path(path).expanduser().absolute()
+        except TypeError:
+            raise CacheTypeError("path", f"a folder is needed, not {type(path).__name__}") from None
+        return self._state.recordings.begin(folder, amount, size)
 
     def count_cost(self, namespace: str, *, spent: float = 0.0, saved: float = 0.0) -> None:
         """Count money in the statistics of a namespace, where `get_stats` has it as ``spent`` and ``saved``.

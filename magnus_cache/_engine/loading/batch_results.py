@@ -32,7 +32,7 @@ from magnus_cache._engine.store.batch_keys import RefMaker
 from magnus_cache._engine.store.fills_many import Filling, FillOrigin
 from magnus_cache._engine.store.lives import CalendarLife
 from magnus_cache._engine.store.records import MISS, Began
-from magnus_cache._engine.store.writes_many import ValuesToWrite
+from magnus_cache._engine.store.transactions import ValuesToWrite
 from magnus_cache.freshness import NO_POLICY
 
 __all__ = ["BatchResults", "Portion", "TogetherLoad"]

@@ -32,8 +32,8 @@ class LoadRequest(NamedTuple, Generic[T]):
     :ivar blocks: the event loop that is blocked while the caller waits.
     :ivar unwanted: the version of the value to refresh, which must not be returned.
     :ivar on_wait: called if another process holds the lease.
-    :ivar spare: whether the caller has a stale value to serve, so that the load need not wait for its source.
     :ivar background: whether the cache itself asks for it, and no caller waits.
+    :ivar spare: whether the caller has a stale value to serve, so that the load need not wait for its source.
     """
 
     ref: KeyRef
@@ -45,8 +45,8 @@ class LoadRequest(NamedTuple, Generic[T]):
     blocks: asyncio.AbstractEventLoop | None = None
     unwanted: int | None = None
     on_wait: Callable[[], object] | None = None
-    spare: bool = False
     background: bool = False
+    spare: bool = False
 
     @property
     def strict(self) -> bool:

@@ -25,6 +25,7 @@ What is different by prefix
 Off, nothing is announced: trust is granted for each read, see `Reads.trust`, as on a server that refuses tracking.
 """
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ class Tracking(NamedTuple):
     """
 
     mode: TrackingMode
-    prefixes: tuple[bytes, ...] = ()
+    prefixes: Sequence[bytes] = ()
 
 
 def tracking_of(mode: TrackingMode, controls: "ControlNames") -> Tracking:

@@ -243,6 +243,10 @@ class Stats:
         self._children.append((str(namespace), function, counters, price))
         return counters
 
+    def function_of(self, counters: Counters) -> str | None:
+        """Return the name of the decorated function that has these counters; None for those of a namespace."""
+        return next((name for _, name, its, *_ in list(self._children) if its is counters), None)
+
     def by_namespace(self) -> dict[str, Counters]:
         """Return the counts of each namespace, those of its functions included."""
         sums: dict[str, Counters] = {}
