@@ -169,7 +169,7 @@ def test_money_is_shown_once_calls_have_a_price(
     assert metrics(page)["Money saved"] == ("$3.00", "75.0 % of the bill")
     rows = {row["Namespace"]: row for row in table(page, "Namespace")}
     assert (rows["models"]["Money saved"], rows["models"]["Money spent"]) == ("$3.00", "$1.00")
-    assert rows["quotes"]["Money saved"] is None
+    assert rows["quotes"]["Money saved"] == texts.NOTHING
     (function,) = [row for row in table(page, "Function") if row["Namespace"] == "models"]
     assert function["Money saved"] == "$3.00"
     (day,) = table(page, "Day (UTC)")
