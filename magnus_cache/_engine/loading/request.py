@@ -33,6 +33,7 @@ class LoadRequest(NamedTuple, Generic[T]):
     :ivar unwanted: the version of the value to refresh, which must not be returned.
     :ivar on_wait: called if another process holds the lease.
     :ivar background: whether the cache itself asks for it, and no caller waits.
+    :ivar spare: whether the caller has a stale value to serve, so that the load need not wait for its source.
     """
 
     ref: KeyRef
@@ -45,6 +46,7 @@ class LoadRequest(NamedTuple, Generic[T]):
     unwanted: int | None = None
     on_wait: Callable[[], object] | None = None
     background: bool = False
+    spare: bool = False
 
     @property
     def strict(self) -> bool:
@@ -81,6 +83,7 @@ class BatchRequest(NamedTuple):
         keys that it omits.
     :ivar fresh: whether to use no existing values.
     :ivar blocks: the event loop that is blocked while the caller waits.
+    :ivar spare: whether there is a stale value for each key, so that the load need not wait for its source.
     """
 
     keys: Sequence[Any]
@@ -90,6 +93,7 @@ class BatchRequest(NamedTuple):
     function: object = None
     fresh: bool = False
     blocks: asyncio.AbstractEventLoop | None = None
+    spare: bool = False
 
     def of_key(self, item: BatchItem, source: Any = None) -> LoadRequest[Any]:
         """Return the request for one key, to be loaded together with others.
