@@ -636,3 +636,14 @@ def test_a_blocking_manager_without_a_loop(url: str, raw: redis.Redis) -> None:
         assert is_at(end_in_redis(raw, "magnus:t:k"), bell.moments[0])
         wait_until(lambda: cache.get("t", "k") == 1)
         assert trading_hours.known("no such") is None
+
+
+async def test_explain_names_the_calendar_of_a_namespace(url: str) -> None:
+    closing = Namespace("closing", ttl=until("16:05", tz="America/New_York"))
+    async with managers(url, 1) as (cache,):
+        await cache.set(closing, "k", 1)
+        found = await cache.explain(closing, "k")
+        assert found.calendar == "until('16:05', tz='America/New_York')"
+        assert "its namespace has ttl=until('16:05', tz='America/New_York')" in str(found)
+        await cache.set("t", "k", 1)
+        assert (await cache.explain("t", "k")).calendar is None
