@@ -1,6 +1,7 @@
 """Values that a calendar ends: at the same moment for the whole fleet, by Redis' clock, whoever stores them and how."""
 
 import asyncio
+import base64
 import threading
 import time
 from collections.abc import Awaitable, Callable
@@ -25,7 +26,7 @@ from magnus_cache._engine.policy import trading_hours
 from magnus_cache._engine.redis.server_time import RedisTime
 from magnus_cache._engine.store.lives import CalendarLife
 from magnus_cache.embedded import EmbeddedServer
-from magnus_cache.testing import VirtualClock, virtual_clock
+from magnus_cache.testing import EmbeddedCluster, VirtualClock, virtual_clock
 from tests.conftest import emptied
 from tests.support.clock_relay import ClockRelay
 from tests.support.loaders import Slow, SourceError
@@ -526,6 +527,36 @@ async def test_in_doubt_a_load_began_before_the_moment() -> None:
     assert CalendarLife(bell, 110.6).left(redis_time, 110.6) > 300
 
 
+@pytest.mark.parametrize("callers", CALLERS)
+async def test_on_a_cluster_each_node_ends_its_values_by_its_own_clock(callers: str, cluster: EmbeddedCluster) -> None:
+    async with managers(cluster.url, 2, redis_cluster=True) as (cache, other):
+        moment = int((time.time() + 1000) * SECOND)
+        keys = [f"k{number}" for number in range(30)]
+
+        def load(wanted: list[str]) -> dict[str, int]:
+            return dict.fromkeys(wanted, 1)
+
+        await done(cache, callers, "get_or_set_many", "t", keys[:10], load, ttl=Bell(moment))
+        await done(cache, callers, "set_many", "t", dict.fromkeys(keys[10:20], 1), ttl=Bell(moment))
+        for key in keys[20:]:
+            await done(cache, callers, "get_or_set", "t", key, lambda: 1, Bell(moment))
+        for key in keys:
+            left = await other.ttl("t", key)
+            assert left is not None
+            assert 900 < left <= 1000
+
+
+async def test_sealed_values_end_too(url: str, raw: redis.Redis) -> None:
+    options = {"seal_keys": "a:" + base64.b64encode(bytes(32)).decode()}
+    async with managers(url, 2, **options) as (cache, other):
+        secret = Namespace("secret", seal=True, ttl=Bell(server_now(raw) + 1000 * SECOND))
+        await cache.set(secret, "k", 1)
+        assert await other.get(secret, "k") == 1
+        left = await other.ttl(secret, "k")
+        assert left is not None
+        assert 900 < left <= 1000
+
+
 # -- exchanges -------------------------------------------------------------------------------------------------------
 
 
@@ -605,3 +636,14 @@ def test_a_blocking_manager_without_a_loop(url: str, raw: redis.Redis) -> None:
         assert is_at(end_in_redis(raw, "magnus:t:k"), bell.moments[0])
         wait_until(lambda: cache.get("t", "k") == 1)
         assert trading_hours.known("no such") is None
+
+
+async def test_explain_names_the_calendar_of_a_namespace(url: str) -> None:
+    closing = Namespace("closing", ttl=until("16:05", tz="America/New_York"))
+    async with managers(url, 1) as (cache,):
+        await cache.set(closing, "k", 1)
+        found = await cache.explain(closing, "k")
+        assert found.calendar == "until('16:05', tz='America/New_York')"
+        assert "its namespace has ttl=until('16:05', tz='America/New_York')" in str(found)
+        await cache.set("t", "k", 1)
+        assert (await cache.explain("t", "k")).calendar is None
