@@ -3,7 +3,7 @@
 import asyncio
 import pickle
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -24,7 +24,7 @@ from magnus_cache import (
 )
 from magnus_cache.embedded import EmbeddedServer
 from tests.conftest import emptied
-from tests.support.wait import nothing_happens_for, wait_until_async
+from tests.support.wait import nothing_happens_for, wait_until_answered, wait_until_async
 
 pytestmark = pytest.mark.anyio
 
@@ -409,6 +409,57 @@ async def test_batch_loaders_pause_their_source(options: dict[str, Any]) -> None
         assert await cache.get_or_set_many(namespace, list("ab"), source.many) == {"a": "a", "b": "b"}
         assert source.asked == [("a", "b")] * 2
         assert source.at[1] - source.at[0] >= 0.3
+
+
+async def test_explain_tells_of_a_paused_source_and_of_a_budget_that_is_used_up(options: dict[str, Any]) -> None:
+    source = Source()
+    async with several(1, **options) as (cache,):
+        limited, free = Namespace("limited", budget="1/h", hard_timeout=1), Namespace("free", hard_timeout=1)
+        assert "source" not in (await cache.explain(limited, "a")).verdict
+        await getting(cache, limited, source, "a")
+        assert "budget of 1/h of its source 'limited' is used up" in (await cache.explain(limited, "b")).verdict
+        assert (await cache.explain(limited, "a")).level is not None
+        source.refusals, source.seconds = 2, 60
+        with pytest.raises(CacheBudgetError):
+            await getting(cache, free, source, "a")
+        assert "its source 'free' is paused for 1 min more" in (await cache.explain(free, "b")).verdict
+
+
+# -- without Redis -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def private(running: Callable[[str], EmbeddedServer]) -> Iterator[EmbeddedServer]:
+    with EmbeddedServer() as server:
+        yield server
+
+
+async def test_in_an_outage_each_process_keeps_to_its_share(private: EmbeddedServer) -> None:
+    namespace, source = Namespace("t", budget="6/h", hard_timeout=1), Source()
+    async with several(3, redis_url=private.url, stats_interval=0.1) as caches:
+        await wait_until_answered(lambda: _all_are_counted(caches))
+        # What a process has taken itself counts; and it looks now at how many there are.
+        assert await getting(caches[0], namespace, source, "before") == "before"
+        for cache in caches[1:]:
+            await cache.explain(namespace, "x")
+        await wait_until_async(lambda: caches[0]._state.sources.processes == 3)
+        private.stop()
+        for number, cache in enumerate(caches):
+            taken = 0
+            for key in range(8):
+                try:
+                    await getting(cache, namespace, source, f"{number}:{key}")
+                    taken += 1
+                except CacheBudgetError:
+                    break
+            cache_share = caches[number]._state.sources.processes
+            assert taken == 6 // cache_share - (number == 0)
+
+
+async def _all_are_counted(caches: list[AsyncCacheManager]) -> bool:
+    for cache in caches:
+        await cache.get("t", "counted")
+    return len(await caches[0].get_processes()) == len(caches)
 
 
 # -- arguments -----------------------------------------------------------------------------------------------------

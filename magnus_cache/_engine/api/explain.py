@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from magnus_cache._engine.api.history import history_of, writer_of
 from magnus_cache._engine.codec import encode, envelope, header_times, is_opaque, mismatch
+from magnus_cache._engine.loading.permits import source_of
 from magnus_cache._engine.memory.entry import Entry
 from magnus_cache._engine.policy.calendars import CalendarTtl
 from magnus_cache._engine.policy.function_tags import visible_tags
@@ -36,7 +37,23 @@ async def explain(reads: Reads, ref: KeyRef) -> Explanation:
     ttl = ref.namespace.ttl
     calendar = repr(ttl) if isinstance(ttl, CalendarTtl) else None
     tags = visible_tags(shown_tags(found.tags))
+    if ref.namespace.limited or reads.state.sources.active:
+        found = replace(found, verdict=found.verdict + await _held_back(reads, ref))
     return replace(found, tags=tags, slot=slot, node=node, history=history, calendar=calendar)
+
+
+async def _held_back(reads: Reads, ref: KeyRef) -> str:
+    """Return why a load of the key would be held back now; empty if it would not."""
+    source = source_of(ref, None, ref.name)
+    try:
+        state = await reads.state.sources.state_of(source)
+    except CacheUnavailableError:
+        return ""
+    if state.paused > 0:
+        return f"; its source {source.name!r} is paused for {duration_text(state.paused)} more"
+    if source.budget is not None and not state.free:
+        return f"; the budget of {source.budget.limit} of its source {source.name!r} is used up"
+    return ""
 
 
 async def _explained(reads: Reads, ref: KeyRef) -> Explanation:
