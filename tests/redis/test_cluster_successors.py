@@ -1,11 +1,13 @@
 """A replica takes the place of a primary that still answers: what it lacks of the primary's writes."""
 
 import asyncio
+import math
 from collections.abc import Callable
 
 import pytest
 
 from magnus_cache import AsyncCacheManager
+from magnus_cache._engine.redis import commands
 from magnus_cache._engine.redis.slots import SLOTS, ClusterNode, SlotMap, anchor_tag, group_of, key_slot
 from magnus_cache.testing import EmbeddedCluster, ServerNode
 from magnus_cache.testing.servers.migration import SlotMigration
@@ -203,6 +205,29 @@ async def test_a_former_primary_is_heard_although_its_heartbeat_was_under_way(
         await wait_until_async(pulse.done)
         assert wire.up
         assert error_of(wire) is None
+
+
+async def test_what_a_replaced_primary_answers_late_is_not_waited_for(
+    private_cluster_with: StartCluster,
+) -> None:
+    """No word comes that it could wait for; and the connection is needed for the last word of the former primary."""
+    cluster = private_cluster_with(3, 3, node_timeout=30.0)
+    primary, other, *_ = cluster.primaries
+    replica = cluster.replicas_of(primary)[0]
+    async with cache_of(cluster, max_staleness=60.0) as cache:
+        key, _ = key_on(cluster, primary)
+        await cache.set("t", key, "value")
+        wire = state_of(cache).topology.wire(f"magnus:t:{key}".encode())
+        await asyncio.to_thread(cluster.promote, replica)
+        wire.known.vouched = -math.inf
+        answers = [wire.execute(commands.TIME) for _ in range(2)]
+        view, now = cluster_view_of(cache), state_of(cache).clock()
+        successor = ClusterNode(replica.id, replica.host, replica.port)
+        ranges = [(first, last, successor if node.id == primary.id else node) for first, last, node in view.map.ranges]
+        view.adopt(SlotMap(ranges), other.id, now)
+        found = await asyncio.gather(*answers, return_exceptions=True)
+        assert [str(each) for each in found if "taken the place" in str(each)] == list(map(str, found))
+        assert wire.up
 
 
 async def test_values_stay_valid_in_a_planned_failover(private_cluster_with: StartCluster) -> None:

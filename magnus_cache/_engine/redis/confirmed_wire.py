@@ -49,6 +49,7 @@ class ConfirmedWire(Wire):
     ) -> None:  # fmt: skip
         super().__init__(endpoint, limits, breaker, observer, clock)
         self._waiting: asyncio.TimerHandle | None = None
+        self._is_replaced = False
         self._pipeline.believes = self._is_believed
 
     def _ask_for_word(self, *, urgent: bool = False) -> None:
@@ -85,6 +86,10 @@ class ConfirmedWire(Wire):
 
     def replaced(self) -> None:
         """Note that others have another server in its place: no word comes for what is held back."""
+        self._is_replaced = True
+        self._fail_held()
+
+    def _fail_held(self) -> None:
         # As if the connection was lost: callers ask again, and find the other one.
         self._pipeline.fail_held(CacheUnavailableError("lost", "another server has taken the place of this one"))
 
@@ -112,6 +117,10 @@ class ConfirmedWire(Wire):
         """Ask the others for their word until it comes, or until a monotonic second: then the connection ends."""
         self._waiting = None
         if not self._pipeline.held:
+            return
+        if self._is_replaced:
+            # It was asked before others told so.
+            self._fail_held()
             return
         if self.clock() >= until:
             # It has answered: what is told is why that does not count.
@@ -144,6 +153,7 @@ class ConfirmedWire(Wire):
         if self._waiting is not None:
             self._waiting.cancel()
             self._waiting = None
+        self._is_replaced = False
         super()._lost(error)
 
 
