@@ -7,6 +7,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
+    from magnus_cache._engine.api.audit_report import AuditReport, AuditRow, TtlProposal
+    from magnus_cache._engine.api.changes import AsyncChanges, Changes
     from magnus_cache._engine.api.managers import (
         AsyncCacheManager,
         CacheManager,
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from magnus_cache._engine.coordination.health import Health, NodeHealth
     from magnus_cache._engine.coordination.recordings import AccessRecording
     from magnus_cache._engine.flights.context import NOT_MODIFIED, CurrentLoad, current_load
+    from magnus_cache._engine.policy.budgets import Budget
     from magnus_cache._engine.policy.calendars import CalendarTtl
     from magnus_cache._engine.policy.markets import market
     from magnus_cache._engine.policy.namespaces import (
@@ -45,10 +48,13 @@ if TYPE_CHECKING:
     from magnus_cache._engine.settings.settings import CacheSettings
     from magnus_cache._engine.store.explanation import Explanation, KeyEvent
     from magnus_cache._engine.store.lifetimes import Lifetime
+    from magnus_cache._engine.store.stamps import Stamped
+    from magnus_cache.changes import Change, Changed, Invalidated, Lost
     from magnus_cache.errors import (
         CacheArgumentError,
         CacheBatchEncodeError,
         CacheBatchError,
+        CacheBudgetError,
         CacheClosedError,
         CacheConflictError,
         CacheDeadlockError,
@@ -63,8 +69,10 @@ if TYPE_CHECKING:
         CacheTypeError,
         CacheUnavailableError,
         CacheValueTooLargeError,
+        RetryLater,
     )
     from magnus_cache.events import (
+        BudgetExceeded,
         CacheEvent,
         Cleared,
         Deleted,
@@ -78,6 +86,7 @@ if TYPE_CHECKING:
         OutageBegan,
         OutageEnded,
         PeerInvalidated,
+        SourcePaused,
         StaleServed,
         Stored,
         TagsInvalidated,
@@ -101,10 +110,16 @@ __all__ = [
     "TTL_STATIC",
     "AccessRecording",
     "AsyncCacheManager",
+    "AsyncChanges",
     "AsyncKeepWarm",
+    "AuditReport",
+    "AuditRow",
+    "Budget",
+    "BudgetExceeded",
     "CacheArgumentError",
     "CacheBatchEncodeError",
     "CacheBatchError",
+    "CacheBudgetError",
     "CacheClosedError",
     "CacheConflictError",
     "CacheDeadlockError",
@@ -126,6 +141,9 @@ __all__ = [
     "CacheUnavailableError",
     "CacheValueTooLargeError",
     "CalendarTtl",
+    "Change",
+    "Changed",
+    "Changes",
     "Cleared",
     "CurrentLoad",
     "Deleted",
@@ -136,12 +154,14 @@ __all__ = [
     "FleetProcess",
     "Health",
     "Hit",
+    "Invalidated",
     "KeepWarm",
     "KeyEvent",
     "LedgerRow",
     "Lifetime",
     "LoadEnded",
     "LoadStarted",
+    "Lost",
     "Miss",
     "Namespace",
     "NodeHealth",
@@ -149,10 +169,14 @@ __all__ = [
     "OutageBegan",
     "OutageEnded",
     "PeerInvalidated",
+    "RetryLater",
+    "SourcePaused",
     "StaleServed",
+    "Stamped",
     "Stored",
     "TagsInvalidated",
     "Touched",
+    "TtlProposal",
     "Unreadable",
     "Unstorable",
     "WaitExpired",
@@ -179,13 +203,16 @@ __all__ = [
 __version__ = "0.1.0"
 
 _HOMES: Final = {
+    "_engine.api.changes": ("AsyncChanges", "Changes"),
     "_engine.codec": ("register_type",),
     "_engine.flights.context": (
         "NOT_MODIFIED",
         "CurrentLoad",
         "current_load",
     ),
+    "changes": ("Change", "Changed", "Invalidated", "Lost"),
     "events": (
+        "BudgetExceeded",
         "CacheEvent",
         "Cleared",
         "Deleted",
@@ -199,6 +226,7 @@ _HOMES: Final = {
         "OutageBegan",
         "OutageEnded",
         "PeerInvalidated",
+        "SourcePaused",
         "StaleServed",
         "Stored",
         "TagsInvalidated",
@@ -215,6 +243,7 @@ _HOMES: Final = {
         "CacheArgumentError",
         "CacheBatchEncodeError",
         "CacheBatchError",
+        "CacheBudgetError",
         "CacheClosedError",
         "CacheConflictError",
         "CacheDeadlockError",
@@ -229,10 +258,13 @@ _HOMES: Final = {
         "CacheTypeError",
         "CacheUnavailableError",
         "CacheValueTooLargeError",
+        "RetryLater",
     ),
     "_engine.runtime.observers": ("Observation",),
     "_engine.store.explanation": ("Explanation", "KeyEvent"),
+    "_engine.api.audit_report": ("AuditReport", "AuditRow", "TtlProposal"),
     "_engine.store.lifetimes": ("Lifetime",),
+    "_engine.store.stamps": ("Stamped",),
     "_engine.coordination.health": ("Health", "NodeHealth"),
     "_engine.coordination.recordings": ("AccessRecording",),
     "_engine.api.managers": (
@@ -249,6 +281,7 @@ _HOMES: Final = {
     "_engine.policy.calendars": ("CalendarTtl",),
     "_engine.policy.markets": ("market",),
     "_engine.policy.until": ("until",),
+    "_engine.policy.budgets": ("Budget",),
     "_engine.policy.namespaces": (
         "TTL_FOREVER",
         "TTL_LONG",

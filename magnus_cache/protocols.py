@@ -9,13 +9,14 @@ pyright does not. Neither lets a plain method override it, because a plain metho
 in these places. Checkers see a classmethod as one, and a staticmethod if it is reached through its class.
 """
 
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from typing import TYPE_CHECKING, Any, Concatenate, NamedTuple, ParamSpec, Protocol, TypeAlias, TypeVar, overload
 
 from magnus_cache._engine.policy.calendars import CalendarTtl
 
 if TYPE_CHECKING:
     from magnus_cache._engine.store.explanation import Explanation
+    from magnus_cache._engine.store.stamps import Stamped
 
 __all__ = [
     "AsyncCached", "AsyncCachedMany", "BatchDecorator", "CacheInfo", "Cached", "CachedMany", "CachedManyOfClass",
@@ -27,6 +28,8 @@ Q = ParamSpec("Q")
 R = TypeVar("R")
 R_co = TypeVar("R_co", covariant=True)
 S = TypeVar("S")
+K = TypeVar("K")
+V = TypeVar("V")
 
 
 class CacheInfo(NamedTuple):
@@ -51,6 +54,7 @@ class Cached(Protocol[P, R_co]):  # type: ignore[misc]  # the overloads do not m
     - ``refresh(...)`` calls the function now, stores its value and returns it.
     - ``contains(...)`` returns whether there is a value for these arguments; it loads nothing.
     - ``explain(...)`` returns what the cache knows about that value; see `CacheManager.explain`.
+    - ``stamped(...)`` returns what a call returns as a `Stamped`, with when its load began and how old it is.
     - ``clear()`` removes all values that this function has stored, everywhere, in one exchange with Redis. For a
       method, it removes those of all instances. Functions with the same name, such as those of a factory, are cleared
       together.
@@ -102,6 +106,13 @@ class Cached(Protocol[P, R_co]):  # type: ignore[misc]  # the overloads do not m
     def explain(self, *args: P.args, **kwargs: P.kwargs) -> "Explanation": ...
 
     @overload
+    def stamped(  # type: ignore[overload-overlap]  # the first that fits is meant
+        self: "Cached[P, Coroutine[Any, Any, R]]", *args: P.args, **kwargs: P.kwargs
+    ) -> "Coroutine[Any, Any, Stamped[R]]": ...
+    @overload
+    def stamped(self, *args: P.args, **kwargs: P.kwargs) -> "Stamped[R_co]": ...
+
+    @overload
     def clear(  # type: ignore[overload-overlap]  # the first that fits is meant
         self: "Cached[P, Coroutine[Any, Any, object]]",
     ) -> Coroutine[Any, Any, None]: ...
@@ -147,7 +158,8 @@ class Decorator(Protocol):
 class CachedMany(Cached[P, R_co], Protocol[P, R_co]):  # type: ignore[misc]  # as `Cached`
     """A cached function of many keys; see `CacheManager.cached_many`.
 
-    `cache_key`, `contains` and `explain` take one key in place of the keys.
+    `cache_key`, `contains` and `explain` take one key in place of the keys; `stamped` takes many, and returns a
+    mapping of them to `Stamped` values.
     """
 
     def cache_key(self, *args: Any, **kwargs: Any) -> Any:
@@ -167,6 +179,15 @@ class CachedMany(Cached[P, R_co], Protocol[P, R_co]):  # type: ignore[misc]  # a
     ) -> "Coroutine[Any, Any, Explanation]": ...
     @overload
     def explain(self, *args: Any, **kwargs: Any) -> "Explanation": ...
+
+    @overload  # type: ignore[override]  # a mapping of stamped values, not a stamped mapping
+    def stamped(
+        self: "Cached[P, Coroutine[Any, Any, Mapping[K, V]]]", *args: P.args, **kwargs: P.kwargs
+    ) -> "Coroutine[Any, Any, dict[K, Stamped[V]]]": ...
+    @overload
+    def stamped(  # pyright: ignore[reportIncompatibleMethodOverride]  # likewise
+        self: "Cached[P, Mapping[K, V]]", *args: P.args, **kwargs: P.kwargs
+    ) -> "dict[K, Stamped[V]]": ...
 
     @overload  # type: ignore[override]  # each returns more than that of `Cached`
     def __get__(

@@ -30,7 +30,10 @@ _SHORTEST: Final = 10.0
 _NARROW: Final = 78
 """Columns of a terminal below which some figures are left out."""
 
-_WIDE: Final = 104
+_MEDIUM: Final = 100
+"""Columns from which there is room for loads beside money."""
+
+_WIDE: Final = 124
 """Columns from which there is room for all figures of money."""
 
 
@@ -159,14 +162,22 @@ def _table(title: str, rows: Mapping[str, Mapping[str, Any]], currency: str, wid
     :param width: of the first column at least, if there is room; so that the columns of two tables are aligned.
     """
     table = Table(box=None, pad_edge=False, header_style="bold", expand=False)
+    width_here = console().width
     columns: tuple[str, ...] = ("calls/s", "calls", "hits", "loads", "mean load", "saved")
     if any(row["spent"] or row["saved"] for row in rows.values()):
-        # In a terminal of the usual width, money takes the place of the time that a load takes.
-        wide = console().width >= _WIDE
-        columns = ("calls/s", "calls", "hits", "loads", *(("mean load",) if wide else ()), "saved", "money saved")
-        columns += ("spent",) if wide else ()
-    shown = columns if console().width >= _NARROW else columns[:3]
-    most = max(8, console().width - 11 * len(shown))
+        # Where there is less room, money takes the place of other figures; the names must stay readable.
+        loads = () if width_here < _MEDIUM else ("loads", "mean load")
+        columns = (
+            "calls/s",
+            "calls",
+            "hits",
+            *loads,
+            "saved",
+            "money saved",
+            *(("spent",) if width_here >= _WIDE else ()),
+        )
+    shown = columns if width_here >= _NARROW else columns[:3]
+    most = max(8, width_here - 11 * len(shown) - (4 if "money saved" in shown else 0))
     table.add_column(title, overflow="ellipsis", no_wrap=True, min_width=min(width, most), max_width=most)
     for name in shown:
         table.add_column(name, justify="right", no_wrap=True, min_width=9)

@@ -15,7 +15,8 @@ from magnus_cache.dashboard.watch import DAYS, View, Watch
 __all__ = ["draw"]
 
 _WINDOWS: Final = {15: "15 minutes", 60: "1 hour", 120: "2 hours"}
-_METRIC_WIDTH: Final = 160
+_METRIC_WIDTH: Final = 156
+"""Six of them fit beside each other in a window of the usual width."""
 _STALE: Final = 5.0
 """Seconds from which on it is said how old the figures are."""
 

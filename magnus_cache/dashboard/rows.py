@@ -199,7 +199,7 @@ def groups(title: str, rows: Mapping[str, Mapping[str, Any]], currency: str = ""
     table[f"Time saved, {unit}"] = [row["saved_seconds"] / span if row["loads"] else None for row in sorted_rows]
     if any(map(priced, sorted_rows)):
         for column, name in (("Money saved", "saved"), ("Money spent", "spent")):
-            table[column] = [money_text(row[name], currency) if priced(row) else None for row in sorted_rows]
+            table[column] = [money_text(row[name], currency) if priced(row) else NOTHING for row in sorted_rows]
     return table
 
 

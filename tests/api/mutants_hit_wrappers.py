@@ -55,7 +55,7 @@ def without_a_look_at_the_deadline_of_what_is_remembered() -> None:
 
 @guard(f"{HERE}::test_a_hit_notices_how_the_cache_is_to_be_treated")
 def without_a_look_at_the_mode_in_wrappers() -> None:
-    _template("                and not state.special\n")
+    _template(" not state.special{look}", " True{look}")
 
 
 @guard(f"{HERE}::test_a_namespace_that_is_registered_anew_counts_for_hits")

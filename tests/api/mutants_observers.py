@@ -17,7 +17,7 @@ CAUGHT: Final = "except (Exception, asyncio.CancelledError) as error:"
 
 @guard(f"{HERE}::test_what_is_written_in_one_step_is_told")
 def without_telling_what_redis_has_written_in_one_step() -> None:
-    rewrite(AtomicWrites.written, 'self.tell_stored(ref, "redis", record, ttl)', "pass")
+    rewrite(AtomicWrites.written, 'self.tell_stored(ref, "redis", record, life)', "pass")
 
 
 @guard(f"{HERE}::test_what_is_written_in_one_step_is_told")

@@ -4,6 +4,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable
@@ -14,8 +15,10 @@ import pytest
 import redis
 from pexpect import EOF
 
-from magnus_cache import CacheManager
+from magnus_cache import CacheManager, Namespace, market, until
+from magnus_cache._engine.policy import trading_hours
 from magnus_cache._engine.redis.diagnosis import GRANTS
+from magnus_cache.cli import checks
 from magnus_cache.cli.checks import findings
 from magnus_cache.testing import EmbeddedCluster, EmbeddedSentinels, slot_of
 from tests.cli.test_commands import Run, parsed, printed, run
@@ -277,3 +280,26 @@ def test_no_application_comes(run: Run) -> None:
     assert done.returncode == 1
     assert "no application has connected" in done.stderr
     assert done.stdout == ""
+
+
+def test_it_looks_at_the_calendars_of_namespaces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An exchange that does not exist is told before the first value is stored."""
+    misspelt = Namespace("quotes", ttl=market("XNYSE", open="15s"))
+    known = Namespace("closing", ttl=market("XNYS", open="15s"))
+    daily = Namespace("daily", ttl=until("16:05", tz="America/New_York"))
+    monkeypatch.setattr(checks, "default_registry", [misspelt, known, daily])
+    (found,) = checks._namespaces()
+    assert (found.check, found.level, found.page) == ("namespaces", "fix", "calendars.md")
+    assert "'quotes'" in found.text
+    assert "XNYS" in found.text
+
+
+def test_it_tells_of_a_calendar_that_ends_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trading_hours, "_TABLES", {})
+    now = int(time.time()) * 1_000_000
+    hour = 3_600 * 1_000_000
+    ends = trading_hours.TradingHours("XSHG", ((now - hour, -1, -1, now + hour),), now - hour, now + hour, final=True)
+    monkeypatch.setitem(trading_hours._TABLES, "XSHG", ends)
+    monkeypatch.setattr(checks, "default_registry", [Namespace("quotes", ttl=market("XSHG", open="15s"))])
+    (found,) = checks._namespaces()
+    assert (found.level, found.remedy) == ("advice", "pip install -U exchange-calendars")

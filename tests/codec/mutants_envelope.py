@@ -27,11 +27,11 @@ def without_telling_one_tag_from_several() -> None:
     put(envelope, "_tags", tags)
 
 
-@guard(HERE)
+@guard(f"{HERE}::test_a_header_says_exactly_when_the_load_began")
 def without_an_end_for_which_the_beginning_is_exact() -> None:
     put(header_times, "lived", lambda began, until: (until, (until - began) / 1e6))
 
 
-@guard(HERE)
+@guard(f"{HERE}::test_of_a_header_without_a_life_nothing_is_said")
 def without_a_bound_on_lives() -> None:
     put(header_times, "as_of", lambda until, life: until - int(life * 1e6) if life == life else 0)

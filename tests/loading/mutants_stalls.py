@@ -158,7 +158,7 @@ def without_giving_up_a_memory_in_steps() -> None:
 
 @guard(f"{HERE}::test_blocking_calls_code_in_their_own_thread")
 def without_coding_many_in_the_callers_thread() -> None:
-    def get_many(self: Any, namespace: Any, keys: Any) -> Any:
+    def get_many(self: Any, namespace: Any, keys: Any, *, stamped: bool = False) -> Any:
         return self._call(self._async.get_many, namespace, keys)
 
     put(blocking.BlockingCache, "get_many", get_many)

@@ -160,6 +160,8 @@ def test_sessions_never_overlap() -> None:
         assert all(opens < closes for opens, closes in zip(table.opens, table.closes, strict=True))
         assert all(closes <= opens for closes, opens in zip(table.closes, table.opens[1:], strict=False))
     assert all(later - earlier == DAY for earlier, later in pairwise(always.closes[:-1]))
+    # A session begins when it begins, whatever follows the one before.
+    assert {opens % DAY for opens in always.opens[1:]} == {0}
 
 
 def test_a_calendar_without_nights() -> None:
@@ -181,6 +183,7 @@ def test_past_the_end_of_a_calendar_values_live_as_if_the_exchange_might_open_an
     assert prices.end(far, far) == far + 15 * SECOND
     assert f"ends on {last.date()}" in str(prices.shortfall(far))
     assert "15 s" in str(prices.shortfall(far))
+    assert market("XSHG", open="15s", closed="5m").end(far, far) == far + 15 * SECOND
     daily = market("XSHG", open="until close", closed="until open")
     assert daily.end(far, far) == far + MINUTE
     # After the last close that is known, the next open is not.

@@ -84,19 +84,17 @@ def test_a_day_that_a_zone_skips_is_reached_when_it_is_skipped() -> None:
 
 
 def test_a_clock_that_is_set_back_over_midnight() -> None:
-    """Toronto used to set its clocks back at a minute past midnight: 23:30 and 0:00 come in turn."""
-    both = until("23:30", "0:00", tz="America/Toronto")
-    moment, found = utc(1999, 10, 31, 3), []
-    zone = ZoneInfo("America/Toronto")
+    """Newfoundland set its clocks back at a minute past midnight: 23:30 and 0:00 come in turn."""
+    both = until("23:30", "0:00", tz="America/St_Johns")
+    moment, found = utc(2010, 11, 7, 1), list[datetime]()
+    zone = ZoneInfo("America/St_Johns")
     for _ in range(4):
         moment = both.ends_at(moment)
         found.append(moment)
-    by_hand = sorted(
-        each
-        for wall in (time(23, 30), time(0))
-        for each in reached_by_hand(wall, zone, utc(1999, 10, 31, 3), found[-1])
-    )
-    assert found == [each for each in by_hand if each > utc(1999, 10, 31, 3)]
+    start = utc(2010, 11, 7, 1)
+    by_hand = [each for wall in (time(23, 30), time(0)) for each in reached_by_hand(wall, zone, start, found[-1])]
+    assert found == sorted(each for each in by_hand if each > start)
+    assert [each.astimezone(zone).minute for each in found] == [30, 0, 30, 0]
 
 
 @pytest.mark.parametrize(

@@ -216,6 +216,11 @@ def without_the_moment_since_which_epochs_count_after_a_flush() -> None:
     put(ClusterWire, "_flushed", flushed)
 
 
+@guard(f"{SUCCESSORS}::test_a_former_primary_is_heard_although_its_heartbeat_was_under_way")
+def without_a_look_whether_a_heartbeat_rests() -> None:
+    rewrite(cluster_wire._ClusterHeartbeat._took_replication, "if self.due == math.inf:", "if False:")
+
+
 @guard(f"{ORIGINS}::test_what_was_told_before_a_slot_moved_says_nothing")
 def without_asking_again_who_has_a_slot_that_has_moved() -> None:
     rewrite(cluster_origins.has_passed_on, "if noted.sent < since or owner.sent < since:", "if False:")

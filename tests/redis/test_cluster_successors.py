@@ -10,7 +10,7 @@ from magnus_cache._engine.redis.slots import SLOTS, ClusterNode, SlotMap, anchor
 from magnus_cache.testing import EmbeddedCluster, ServerNode
 from magnus_cache.testing.servers.migration import SlotMigration
 from tests.support.groups import anyio_backend, cache_of, key_on
-from tests.support.inside import cluster_view_of, state_of
+from tests.support.inside import beat_with_role, cluster_view_of, error_of, state_of
 from tests.support.wait import wait_until_answered, wait_until_async
 
 __all__ = ["anyio_backend"]
@@ -181,6 +181,28 @@ async def test_invariant_1_a_former_primary_that_is_still_listed_is_not_believed
 
         await wait_until_answered(is_found)
         cluster.heal()
+
+
+async def test_a_former_primary_is_heard_although_its_heartbeat_was_under_way(
+    private_cluster_with: StartCluster,
+) -> None:
+    """It answers that it has become a replica, which ends a connection only while others name it as a primary."""
+    cluster = private_cluster_with(3, 3, node_timeout=30.0)
+    primary = cluster.primaries[0]
+    replica = cluster.replicas_of(primary)[0]
+    async with cache_of(cluster, max_staleness=60.0) as cache:
+        key, _ = key_on(cluster, primary)
+        await cache.set("t", key, "value")
+        wire = state_of(cache).topology.wire(f"magnus:t:{key}".encode())
+        await asyncio.to_thread(cluster.promote, replica)
+        pulse = beat_with_role(wire)
+        view, now = cluster_view_of(cache), state_of(cache).clock()
+        successor = ClusterNode(replica.id, replica.host, replica.port)
+        ranges = [(first, last, successor if node.id == primary.id else node) for first, last, node in view.map.ranges]
+        view.adopt(SlotMap(ranges), cluster.primaries[1].id, now)
+        await wait_until_async(pulse.done)
+        assert wire.up
+        assert error_of(wire) is None
 
 
 async def test_values_stay_valid_in_a_planned_failover(private_cluster_with: StartCluster) -> None:

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from magnus_cache import AsyncCacheManager
+from magnus_cache import AsyncCacheManager, Namespace
 from magnus_cache._engine.redis import commands, diagnosis
 from magnus_cache._engine.redis.slots import key_slot
-from magnus_cache.errors import CacheUnavailableError
+from magnus_cache.errors import CacheBudgetError, CacheTimeoutError, CacheUnavailableError, RetryLater
 from magnus_cache.testing import EmbeddedCluster, EmbeddedSentinels, ServerNode
 from tests.support import rights
 from tests.support.groups import anyio_backend, url_of
@@ -56,6 +56,11 @@ async def _use(url: str, nodes: tuple[ServerNode, ...], **options: Any) -> None:
             await one.invalidate_tags("tag")
         await one.get_stats()
         await one.get_stats("fleet")
+        limited = Namespace("limited", budget="1/10ms")
+        for number in range(3):
+            await one.get_or_set(limited, number, lambda: 1)
+        with contextlib.suppress(CacheBudgetError, CacheTimeoutError):
+            await one.get_or_set(Namespace("t", hard_timeout=0.1), "paused", _refusing)
         for scope in ("magnus:t:c*", "t"):
             with contextlib.suppress(CacheUnavailableError):
                 await one.clear(scope)
@@ -87,6 +92,10 @@ async def _use(url: str, nodes: tuple[ServerNode, ...], **options: Any) -> None:
             node.resume()
         await _connected(one)
         await one.ping()
+
+
+def _refusing() -> None:
+    raise RetryLater(0.2)
 
 
 async def _connected(cache: AsyncCacheManager) -> None:

@@ -156,6 +156,17 @@ def heartbeat_is_due(wire: "Wire", seconds: float) -> bool:
     return wire._heartbeat.is_due(wire.clock() + seconds)
 
 
+def beat_with_role(wire: "Wire") -> "asyncio.Future[None]":
+    """Send a heartbeat that asks for the role of the server; return its future."""
+    heartbeat = wire._heartbeat
+    heartbeat._looked = -math.inf
+    pulse, calls = heartbeat.ask(wire.clock())
+    for call in calls:
+        wire._pipeline.add(call)
+    wire._sender.send_now()
+    return pulse
+
+
 def beats(wire: "Wire") -> bool:
     """Whether the connection will ask for a sign of life, with nobody asking."""
     return wire._beat is not None

@@ -7,14 +7,16 @@ Each method is one path through the cache: check the arguments, look into memory
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack, overload
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, Unpack, overload
 
 from magnus_cache._engine import codec
 from magnus_cache._engine.api.administration import AsyncAdministration
 from magnus_cache._engine.api.atomic import AsyncAtomic
 from magnus_cache._engine.api.engine import Engine
 from magnus_cache._engine.api.many import as_list, load_many, locator
+from magnus_cache._engine.api.reading import AsyncReading
 from magnus_cache._engine.api.set_many import set_many
+from magnus_cache._engine.api.stamped import get_stamped, load_many_stamped
 from magnus_cache._engine.api.warm_jobs import AsyncWarmJobs
 from magnus_cache._engine.api.warming import ProgressCallback, WarmOptions, WarmReport, warm
 from magnus_cache._engine.codec import decode
@@ -40,9 +42,9 @@ from magnus_cache._engine.runtime.durations import seconds
 from magnus_cache._engine.runtime.loops import check_loop
 from magnus_cache._engine.settings.keywords import SettingsOptions
 from magnus_cache._engine.store.batch_keys import RefMaker
-from magnus_cache._engine.store.lifetimes import Lifetime
-from magnus_cache._engine.store.reads_many import found_many, names_of
+from magnus_cache._engine.store.reads_many import names_of
 from magnus_cache._engine.store.records import LARGE, MISS, Began
+from magnus_cache._engine.store.stamps import Stamped
 from magnus_cache.errors import CacheDecodeError, CacheUnavailableError
 from magnus_cache.freshness import NO_POLICY, FreshnessOptions
 
@@ -51,11 +53,12 @@ if TYPE_CHECKING:
 
 __all__ = ["AsyncCache"]
 
+D = TypeVar("D")
 T = TypeVar("T")
 
 
 @readable
-class AsyncCache(AsyncAtomic, AsyncAdministration, AsyncWarmJobs):
+class AsyncCache(AsyncAtomic, AsyncReading, AsyncAdministration, AsyncWarmJobs):
     """The operations of a cache for coroutines; see `AsyncCacheManager`."""
 
     def __init__(self, settings: CacheSettings | None = None, **overrides: Unpack[SettingsOptions]) -> None:
@@ -77,13 +80,25 @@ class AsyncCache(AsyncAtomic, AsyncAdministration, AsyncWarmJobs):
 
     # -- single values --------------------------------------------------------------------------------------
 
-    async def get(self, namespace: str, key: Any, default: Any = None) -> Any:
+    @overload
+    async def get(self, namespace: str, key: Any, default: Any = None, *, stamped: Literal[False] = False) -> Any: ...
+    @overload
+    async def get(self, namespace: str, key: Any, default: D, *, stamped: Literal[True]) -> Stamped[Any] | D: ...
+    @overload
+    async def get(
+        self, namespace: str, key: Any, default: None = None, *, stamped: Literal[True]
+    ) -> Stamped[Any] | None: ...
+    async def get(self, namespace: str, key: Any, default: Any = None, *, stamped: bool = False) -> Any:
         """Return the stored value, or `default` if there is none; None is a value like any other.
 
         :param key: str, int, UUID, bytes, or a tuple of these. Also a path, an IP address, a NumPy scalar (its key is
             that of the plain value it equals), or an object with fields or content; see `keys.key_text`.
+        :param stamped: return the value as a `Stamped`, with when its load began and how old it is; the default is
+            returned as it is.
         :raises CacheArgumentError: for a namespace or key that cannot be used.
         """
+        if stamped:
+            return await get_stamped(self._engine, namespace, key, default)
         state = self._state
         # Written out, as in the wrappers of functions: the entry that the last call had, if it may be served.
         try:
@@ -193,14 +208,6 @@ class AsyncCache(AsyncAtomic, AsyncAdministration, AsyncWarmJobs):
         """
         return await self.delete_many(namespace, (key,)) > 0
 
-    async def contains(self, namespace: str, key: Any) -> bool:
-        """Return whether there is a value.
-
-        :raises CacheArgumentError: for a namespace or key that cannot be used.
-        """
-        ref = self._reads.ref(namespace, key)
-        return self._state.mode is Mode.NORMAL and await self._reads.look(ref) is not None
-
     async def touch(self, namespace: str, key: Any, ttl: Ttl) -> bool:
         """Give a stored value a new time to live, counted from now; return whether there was a value.
 
@@ -213,41 +220,35 @@ class AsyncCache(AsyncAtomic, AsyncAdministration, AsyncWarmJobs):
             self._state.acts.touched(ref.namespace, ref.name, self._reads.lives.seconds(life, ref.name))
         return touched
 
-    async def ttl(self, namespace: str, key: Any) -> float | None:
-        """Return the seconds a value has left to live, or None if there is none.
-
-        :raises CacheArgumentError: for a namespace or key that cannot be used.
-        """
-        ref = self._reads.ref(namespace, key)
-        return None if self._state.mode is Mode.DISABLED else await self._engine.lifetimes.left(ref)
-
-    async def lifetime(self, namespace: str, key: Any) -> Lifetime | None:
-        """Return the age of a value and the TTL it has left, or None if there is no value.
-
-        A value in memory costs no exchange with Redis, unlike with `ttl`: it ends here at that time at the latest.
-
-        :raises CacheArgumentError: for a namespace or key that cannot be used.
-        """
-        ref = self._reads.ref(namespace, key)
-        return await self._engine.lifetimes.of(ref) if self._state.mode is Mode.NORMAL else None
-
     @overload
     async def get_or_set(
         self, namespace: str, key: Any, loader: Callable[[], Awaitable[T]], ttl: AnyTtl = None, tags: AnyTags = (),
         strict: bool | None = None, *, skip_if: SkipIf = None, state_of: StateOf = None, returns: Any = None,
-        cost: AnyCost = None, **freshness: Unpack[FreshnessOptions],
+        cost: AnyCost = None, stamped: Literal[False] = False, **freshness: Unpack[FreshnessOptions],
     ) -> T: ...  # fmt: skip
     @overload
     async def get_or_set(
         self, namespace: str, key: Any, loader: Callable[[], T], ttl: AnyTtl = None, tags: AnyTags = (),
         strict: bool | None = None, *, skip_if: SkipIf = None, state_of: StateOf = None, returns: Any = None,
-        cost: AnyCost = None, **freshness: Unpack[FreshnessOptions],
+        cost: AnyCost = None, stamped: Literal[False] = False, **freshness: Unpack[FreshnessOptions],
     ) -> T: ...  # fmt: skip
+    @overload
     async def get_or_set(
-        self, namespace: str, key: Any, loader: AnyLoader[T], ttl: AnyTtl = None, tags: AnyTags = (),
+        self, namespace: str, key: Any, loader: Callable[[], Awaitable[T]], ttl: AnyTtl = None, tags: AnyTags = (),
         strict: bool | None = None, *, skip_if: SkipIf = None, state_of: StateOf = None, returns: Any = None,
-        cost: AnyCost = None, **freshness: Unpack[FreshnessOptions],
-    ) -> T:  # fmt: skip
+        cost: AnyCost = None, stamped: Literal[True], **freshness: Unpack[FreshnessOptions],
+    ) -> Stamped[T]: ...  # fmt: skip
+    @overload
+    async def get_or_set(
+        self, namespace: str, key: Any, loader: Callable[[], T], ttl: AnyTtl = None, tags: AnyTags = (),
+        strict: bool | None = None, *, skip_if: SkipIf = None, state_of: StateOf = None, returns: Any = None,
+        cost: AnyCost = None, stamped: Literal[True], **freshness: Unpack[FreshnessOptions],
+    ) -> Stamped[T]: ...  # fmt: skip
+    async def get_or_set(
+        self, namespace: str, key: Any, loader: AnyLoader[Any], ttl: AnyTtl = None, tags: AnyTags = (),
+        strict: bool | None = None, *, skip_if: SkipIf = None, state_of: StateOf = None, returns: Any = None,
+        cost: AnyCost = None, stamped: bool = False, **freshness: Unpack[FreshnessOptions],
+    ) -> Any:  # fmt: skip
         """Return the stored value. If there is none, load and store it, once for all callers in the whole fleet.
 
         :param loader: a coroutine function without arguments, or a function without arguments, run in a worker thread.
@@ -260,6 +261,7 @@ class AsyncCache(AsyncAtomic, AsyncAdministration, AsyncWarmJobs):
             refreshed in the background), ``STALE`` (served only if its load fails, or takes longer than the
             ``soft_timeout``), or ``GONE``.
         :param returns: the value's type, such as ``list[Quote]``: its classes are registered, see `register_type`.
+        :param stamped: return the value as a `Stamped`, with when its load began and how old it is.
         :param strict: raise `CacheEncodeError` for a result that cannot be stored, instead of returning it; None for
             the namespace's setting.
         :param freshness: options that replace those of the namespace's policy: ``grace``, ``soft_timeout``,
@@ -279,11 +281,14 @@ class AsyncCache(AsyncAtomic, AsyncAdministration, AsyncWarmJobs):
         options = LoadOptions(validate_ttl(ttl), checked_skip(skip_if), tag_rule, strict=strict, function=loader)
         if cost is not None:
             options.priced(checked_cost(cost))
+        if cost is not None or ref.namespace.audit:
             ref = ref.with_entry()
         names = tag_rule.of_call({})
-        if state_of is not None:
+        if state_of is not None or stamped:
             options.state_of = checked_state_of(state_of)
-            return await self._engine.stale.get_judged(LoadRequest(ref, loader, options, names))
+            request = LoadRequest(ref, loader, options, names)
+            stale = self._engine.stale
+            return await (stale.get_stamped(request) if stamped else stale.get_judged(request))
         if self._state.mode is Mode.NORMAL:
             entry = self._state.memory.hit(ref.name)
             if entry is not None:
@@ -294,18 +299,22 @@ class AsyncCache(AsyncAtomic, AsyncAdministration, AsyncWarmJobs):
                     ref.counters.l1_hits += 1
                     if options.saves is not None:
                         count_saved(ref.counters, options.saves, entry)
+                    if ref.namespace.audit:
+                        self._engine.auditor.loadable(LoadRequest(ref, loader, options, names), entry)
                     if self._state.observers.active:
                         self._state.observers.hit(ref, "l1")
-                    return value  # type: ignore[no-any-return]  # what was stored is what the loader returned
+                    return value
             if ref.freshness is not NO_POLICY:
                 return await self._engine.stale.get(LoadRequest(ref, loader, options, names))
             if (value := await self._reads.open(ref, entry := await self._reads.read(ref))) is not MISS:
                 ref.counters.l2_hits += 1
                 if options.saves is not None:
                     count_saved(ref.counters, options.saves, entry)
+                if ref.namespace.audit:
+                    self._engine.auditor.loadable(LoadRequest(ref, loader, options, names), entry)
                 if self._state.observers.active:
                     self._state.observers.hit(ref, "l2")
-                return value  # type: ignore[no-any-return]  # likewise
+                return value
             ref.counters.misses += 1
             if self._state.observers.active:
                 self._state.observers.miss(ref)
@@ -313,24 +322,22 @@ class AsyncCache(AsyncAtomic, AsyncAdministration, AsyncWarmJobs):
 
     # -- many values ----------------------------------------------------------------------------------------
 
-    async def get_many(self, namespace: str, keys: Iterable[Any]) -> dict[Any, Any]:
-        """Return the stored values by key, in the order of `keys`; keys without a value are omitted.
-
-        :raises CacheArgumentError: for a namespace or key that cannot be used, and for keys that are equal in Python
-            but different here, such as ``1`` and ``True``.
-        """
-        check_loop()
-        several = as_list(keys, "keys")
-        if not several:
-            return {}
-        refs = RefMaker(self._reads, namespace)
-        names = await names_of(refs, several)
-        return await found_many(self._reads, refs, several, names) if self._state.mode is Mode.NORMAL else {}
-
+    @overload
     async def get_or_set_many(
         self, namespace: str, keys: Iterable[Any], batch_loader: BatchLoader, ttl: Ttl | None = None,
         tags: AnyTags = (), *, skip_if: SkipIf = None, strict: bool | None = None, returns: Any = None,
-        cost: AnyCost = None,
+        cost: AnyCost = None, stamped: Literal[False] = False,
+    ) -> dict[Any, Any]: ...  # fmt: skip
+    @overload
+    async def get_or_set_many(
+        self, namespace: str, keys: Iterable[Any], batch_loader: BatchLoader, ttl: Ttl | None = None,
+        tags: AnyTags = (), *, skip_if: SkipIf = None, strict: bool | None = None, returns: Any = None,
+        cost: AnyCost = None, stamped: Literal[True],
+    ) -> dict[Any, Stamped[Any]]: ...  # fmt: skip
+    async def get_or_set_many(
+        self, namespace: str, keys: Iterable[Any], batch_loader: BatchLoader, ttl: Ttl | None = None,
+        tags: AnyTags = (), *, skip_if: SkipIf = None, strict: bool | None = None, returns: Any = None,
+        cost: AnyCost = None, stamped: bool = False,
     ) -> dict[Any, Any]:  # fmt: skip
         """Return the values by key, in the order of `keys`; load the missing ones in one call.
 
@@ -341,6 +348,7 @@ class AsyncCache(AsyncAtomic, AsyncAdministration, AsyncWarmJobs):
         :param tags: names by which each value can be invalidated, or a function of the value that returns them.
         :param skip_if: called with each loaded value; if it returns true, the value is not stored.
         :param returns: the type of the values, or of the mapping; see `get_or_set`.
+        :param stamped: return each value as a `Stamped`; see `get_or_set`.
         :param cost: what the load of one key costs in money, or a function of its value; see `cached`.
         :raises CacheArgumentError: for a namespace, key, loader, ttl or tags that cannot be used.
         :raises CacheBatchError: if some keys could not be loaded. It has the values of the others.
@@ -353,7 +361,8 @@ class AsyncCache(AsyncAtomic, AsyncAdministration, AsyncWarmJobs):
         options = LoadOptions(life, checked_skip(skip_if), TagRule(tags), strict=strict, function=batch_loader)
         options.priced(checked_cost(cost))
         locate = locator(self._engine, namespace, options)
-        return await load_many(self._engine, BatchRequest(as_list(keys, "keys"), locate, batch_loader, options))
+        load = load_many_stamped if stamped else load_many
+        return await load(self._engine, BatchRequest(as_list(keys, "keys"), locate, batch_loader, options))
 
     async def set_many(
         self, namespace: str, mapping: Mapping[Any, Any], ttl: Ttl | None = None, tags: str | Iterable[str] = ()

@@ -14,14 +14,19 @@ from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, Unpack, overload
 from magnus_cache._engine import codec
 from magnus_cache._engine.api.asynchronous import AsyncCache
 from magnus_cache._engine.api.atomic import BlockingAtomic
+from magnus_cache._engine.api.audit_report import AuditReport, report_of
+from magnus_cache._engine.api.changes import MOST_WAITING, Changes, blocking_changes
 from magnus_cache._engine.api.documented import documented_by
 from magnus_cache._engine.api.engine import Engine
 from magnus_cache._engine.api.local_stats import local_stats
 from magnus_cache._engine.api.many import as_list, load_many_blocking, locator
+from magnus_cache._engine.api.reading import BlockingReading
 from magnus_cache._engine.api.scanning import scan
 from magnus_cache._engine.api.set_many import set_many_blocking
+from magnus_cache._engine.api.stamped import get_stamped_blocking, load_many_stamped_blocking
 from magnus_cache._engine.api.warm_jobs import BlockingWarmJobs
 from magnus_cache._engine.api.warming import ProgressCallback, WarmReport
+from magnus_cache._engine.keys.names import check_name
 from magnus_cache._engine.loading.money import count_saved
 from magnus_cache._engine.loading.own_loop import wait_for
 from magnus_cache._engine.loading.request import BatchLoader, BatchRequest, LoadRequest
@@ -41,17 +46,15 @@ from magnus_cache._engine.policy.options import (
 )
 from magnus_cache._engine.policy.tags import AnyTags, TagRule, check_tags
 from magnus_cache._engine.runtime.annotations import readable
-from magnus_cache._engine.runtime.durations import seconds
+from magnus_cache._engine.runtime.durations import Duration, seconds
 from magnus_cache._engine.runtime.fleet_totals import FleetProcess
 from magnus_cache._engine.runtime.ledger import LedgerBy, LedgerRow
-from magnus_cache._engine.runtime.portal import NoThreadError
 from magnus_cache._engine.runtime.stats import CacheStats
 from magnus_cache._engine.settings.keywords import SettingsOptions
 from magnus_cache._engine.store.batch_keys import RefMaker
 from magnus_cache._engine.store.explanation import Explanation
-from magnus_cache._engine.store.lifetimes import Lifetime
-from magnus_cache._engine.store.reads_many import found_many_blocking
 from magnus_cache._engine.store.records import MISS, Began, KeyRef
+from magnus_cache._engine.store.stamps import Stamped
 from magnus_cache.freshness import NO_POLICY, FreshnessOptions
 
 if TYPE_CHECKING:
@@ -59,13 +62,16 @@ if TYPE_CHECKING:
 
 __all__ = ["BlockingCache"]
 
+D = TypeVar("D")
 T = TypeVar("T")
 
 
 @readable
 @documented_by(AsyncCache)
-class BlockingCache(BlockingAtomic, BlockingWarmJobs):
+class BlockingCache(BlockingAtomic, BlockingReading, BlockingWarmJobs):
     """The operations of a cache for blocking code; see `CacheManager`."""
+
+    _async: AsyncCache
 
     def __init__(self, settings: CacheSettings | None = None, **overrides: Unpack[SettingsOptions]) -> None:
         self._bind(AsyncCache(settings, **overrides))
@@ -85,27 +91,18 @@ class BlockingCache(BlockingAtomic, BlockingWarmJobs):
         self._reads, self._writes, self._loads = engine.reads, engine.writes, engine.loads
         self._deferred, self._clears = engine.deferred, engine.clears
 
-    def _call(self, operation: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        self._state.check_open()
-        return self._state.portal.call(partial(operation, *args, **kwargs))
-
-    def _call_or(
-        self, operation: Callable[..., Any], *args: Any, otherwise: Any = None,
-        record: Callable[[NoThreadError], Any] | None = None,
-    ) -> Any:  # fmt: skip
-        """Return the result of an operation; without a background loop, the result of `record`, or `otherwise`."""
-        try:
-            return self._call(operation, *args)
-        except NoThreadError as error:
-            if record is not None:
-                return record(error)
-            self._state.without_loop(error)
-            return otherwise
-
     # -- single values --------------------------------------------------------------------------------------
 
-    def get(self, namespace: str, key: Any, default: Any = None) -> Any:
+    @overload
+    def get(self, namespace: str, key: Any, default: Any = None, *, stamped: Literal[False] = False) -> Any: ...
+    @overload
+    def get(self, namespace: str, key: Any, default: D, *, stamped: Literal[True]) -> Stamped[Any] | D: ...
+    @overload
+    def get(self, namespace: str, key: Any, default: None = None, *, stamped: Literal[True]) -> Stamped[Any] | None: ...
+    def get(self, namespace: str, key: Any, default: Any = None, *, stamped: bool = False) -> Any:
         """Do what `AsyncCache.get` does, in blocking code."""
+        if stamped:
+            return get_stamped_blocking(self._engine, namespace, key, default)
         state = self._state
         # Written out, as in the wrappers of functions: the entry that the last call had, if it may be served.
         try:
@@ -180,11 +177,6 @@ class BlockingCache(BlockingAtomic, BlockingWarmJobs):
         """
         return self.delete_many(namespace, (key,)) > 0
 
-    def contains(self, namespace: str, key: Any) -> bool:
-        """Do what `AsyncCache.contains` does, in blocking code."""
-        there: bool = self._call_or(self._async.contains, namespace, key, otherwise=False)
-        return there
-
     def touch(self, namespace: str, key: Any, ttl: Ttl) -> bool:
         """Do what `AsyncCache.touch` does, in blocking code."""
         ref = self._reads.ref(namespace, key)
@@ -196,33 +188,35 @@ class BlockingCache(BlockingAtomic, BlockingWarmJobs):
             self._state.acts.touched(ref.namespace, ref.name, self._reads.lives.seconds(life, ref.name))
         return touched
 
-    def ttl(self, namespace: str, key: Any) -> float | None:
-        """Do what `AsyncCache.ttl` does, in blocking code."""
-        left: float | None = self._call_or(self._async.ttl, namespace, key)
-        return left
-
-    def lifetime(self, namespace: str, key: Any) -> Lifetime | None:
-        """Do what `AsyncCache.lifetime` does, in blocking code."""
-        found: Lifetime | None = self._call_or(self._async.lifetime, namespace, key)
-        return found
-
     @overload
     def get_or_set(
         self, namespace: str, key: Any, loader: Callable[[], Awaitable[T]], ttl: AnyTtl = None, tags: AnyTags = (),
         strict: bool | None = None, *, skip_if: SkipIf = None, state_of: StateOf = None, returns: Any = None,
-        cost: AnyCost = None, **freshness: Unpack[FreshnessOptions],
+        cost: AnyCost = None, stamped: Literal[False] = False, **freshness: Unpack[FreshnessOptions],
     ) -> T: ...  # fmt: skip
     @overload
     def get_or_set(
         self, namespace: str, key: Any, loader: Callable[[], T], ttl: AnyTtl = None, tags: AnyTags = (),
         strict: bool | None = None, *, skip_if: SkipIf = None, state_of: StateOf = None, returns: Any = None,
-        cost: AnyCost = None, **freshness: Unpack[FreshnessOptions],
+        cost: AnyCost = None, stamped: Literal[False] = False, **freshness: Unpack[FreshnessOptions],
     ) -> T: ...  # fmt: skip
+    @overload
     def get_or_set(
-        self, namespace: str, key: Any, loader: AnyLoader[T], ttl: AnyTtl = None, tags: AnyTags = (),
+        self, namespace: str, key: Any, loader: Callable[[], Awaitable[T]], ttl: AnyTtl = None, tags: AnyTags = (),
         strict: bool | None = None, *, skip_if: SkipIf = None, state_of: StateOf = None, returns: Any = None,
-        cost: AnyCost = None, **freshness: Unpack[FreshnessOptions],
-    ) -> T:  # fmt: skip
+        cost: AnyCost = None, stamped: Literal[True], **freshness: Unpack[FreshnessOptions],
+    ) -> Stamped[T]: ...  # fmt: skip
+    @overload
+    def get_or_set(
+        self, namespace: str, key: Any, loader: Callable[[], T], ttl: AnyTtl = None, tags: AnyTags = (),
+        strict: bool | None = None, *, skip_if: SkipIf = None, state_of: StateOf = None, returns: Any = None,
+        cost: AnyCost = None, stamped: Literal[True], **freshness: Unpack[FreshnessOptions],
+    ) -> Stamped[T]: ...  # fmt: skip
+    def get_or_set(
+        self, namespace: str, key: Any, loader: AnyLoader[Any], ttl: AnyTtl = None, tags: AnyTags = (),
+        strict: bool | None = None, *, skip_if: SkipIf = None, state_of: StateOf = None, returns: Any = None,
+        cost: AnyCost = None, stamped: bool = False, **freshness: Unpack[FreshnessOptions],
+    ) -> Any:  # fmt: skip
         """Do what `AsyncCache.get_or_set` does, in blocking code.
 
         :param loader: a function without arguments, run in this thread; or a coroutine function without arguments, run
@@ -237,29 +231,35 @@ class BlockingCache(BlockingAtomic, BlockingWarmJobs):
         options = LoadOptions(validate_ttl(ttl), checked_skip(skip_if), tag_rule, strict=strict, function=loader)
         if cost is not None:
             options.priced(checked_cost(cost))
+        if cost is not None or ref.namespace.audit:
             ref = ref.with_entry()
-        if state_of is not None:
+        if state_of is not None or stamped:
             options.state_of = checked_state_of(state_of)
             request = LoadRequest(ref, loader, options, tag_rule.of_call({}))
-            return self._engine.stale.get_judged_blocking(request)
+            stale = self._engine.stale
+            return stale.get_stamped_blocking(request) if stamped else stale.get_judged_blocking(request)
         if self._state.mode is Mode.NORMAL:
             entry = self._state.memory.hit(ref.name)
             if entry is not None and (value := self._reads.opened(ref, entry)) is not MISS:
                 ref.counters.l1_hits += 1
                 if options.saves is not None:
                     count_saved(ref.counters, options.saves, entry)
+                if ref.namespace.audit:
+                    self._engine.auditor.loadable(LoadRequest(ref, loader, options, tag_rule.of_call({})), entry)
                 if self._state.observers.active:
                     self._state.observers.hit(ref, "l1")
-                return value  # type: ignore[no-any-return]  # what was stored is what the loader returned
+                return value
             if ref.freshness is not NO_POLICY:
                 return self._engine.stale.get_blocking(LoadRequest(ref, loader, options, tag_rule.of_call({})))
             if (value := self._reads.opened(ref, found := self._reads.read_blocking(ref))) is not MISS:
                 ref.counters.l2_hits += 1
                 if options.saves is not None:
                     count_saved(ref.counters, options.saves, found)
+                if ref.namespace.audit:
+                    self._engine.auditor.loadable(LoadRequest(ref, loader, options, tag_rule.of_call({})), found)
                 if self._state.observers.active:
                     self._state.observers.hit(ref, "l2")
-                return value  # type: ignore[no-any-return]  # likewise
+                return value
             ref.counters.misses += 1
             if self._state.observers.active:
                 self._state.observers.miss(ref)
@@ -267,20 +267,22 @@ class BlockingCache(BlockingAtomic, BlockingWarmJobs):
 
     # -- many values ----------------------------------------------------------------------------------------
 
-    def get_many(self, namespace: str, keys: Iterable[Any]) -> dict[Any, Any]:
-        """Do what `AsyncCache.get_many` does, in blocking code."""
-        self._state.check_open()
-        several = as_list(keys, "keys")
-        if not several:
-            return {}
-        refs = RefMaker(self._reads, namespace)
-        names = list(map(refs.name, several))
-        return found_many_blocking(self._reads, refs, several, names) if self._state.mode is Mode.NORMAL else {}
-
+    @overload
     def get_or_set_many(
         self, namespace: str, keys: Iterable[Any], batch_loader: BatchLoader, ttl: Ttl | None = None,
         tags: AnyTags = (), *, skip_if: SkipIf = None, strict: bool | None = None, returns: Any = None,
-        cost: AnyCost = None,
+        cost: AnyCost = None, stamped: Literal[False] = False,
+    ) -> dict[Any, Any]: ...  # fmt: skip
+    @overload
+    def get_or_set_many(
+        self, namespace: str, keys: Iterable[Any], batch_loader: BatchLoader, ttl: Ttl | None = None,
+        tags: AnyTags = (), *, skip_if: SkipIf = None, strict: bool | None = None, returns: Any = None,
+        cost: AnyCost = None, stamped: Literal[True],
+    ) -> dict[Any, Stamped[Any]]: ...  # fmt: skip
+    def get_or_set_many(
+        self, namespace: str, keys: Iterable[Any], batch_loader: BatchLoader, ttl: Ttl | None = None,
+        tags: AnyTags = (), *, skip_if: SkipIf = None, strict: bool | None = None, returns: Any = None,
+        cost: AnyCost = None, stamped: bool = False,
     ) -> dict[Any, Any]:  # fmt: skip
         """Do what `AsyncCache.get_or_set_many` does, in blocking code.
 
@@ -297,7 +299,8 @@ class BlockingCache(BlockingAtomic, BlockingWarmJobs):
         options.priced(checked_cost(cost))
         locate = locator(self._engine, namespace, options)
         self._state.check_open()
-        return load_many_blocking(self._engine, BatchRequest(as_list(keys, "keys"), locate, batch_loader, options))
+        load = load_many_stamped_blocking if stamped else load_many_blocking
+        return load(self._engine, BatchRequest(as_list(keys, "keys"), locate, batch_loader, options))
 
     def set_many(
         self, namespace: str, mapping: Mapping[Any, Any], ttl: Ttl | None = None, tags: str | Iterable[str] = ()
@@ -382,6 +385,17 @@ class BlockingCache(BlockingAtomic, BlockingWarmJobs):
         finally:
             self._call(keys.aclose)
 
+    def changes(
+        self, namespace: str, *, match: str = "*", keys: Iterable[Any] | None = None,
+        timeout: Duration | None = None, max_waiting: int = MOST_WAITING,
+    ) -> Changes:  # fmt: skip
+        """Do what `AsyncCache.changes` does, in blocking code: with ``with`` and ``for``.
+
+        :param timeout: seconds without a change after which the iteration ends; another one continues. 0 takes what
+            waits already. None waits until the iterator or the cache is closed.
+        """
+        return blocking_changes(self._engine, namespace, match, keys, timeout, max_waiting)
+
     def explain(self, namespace: str, key: Any) -> Explanation:
         """Do what `AsyncCache.explain` does, in blocking code."""
         explanation: Explanation = self._call(self._async.explain, namespace, key)
@@ -401,6 +415,12 @@ class BlockingCache(BlockingAtomic, BlockingWarmJobs):
         """Do what `AsyncCache.get_ledger` does, in blocking code."""
         found: list[LedgerRow] = self._call_or(partial(self._async.get_ledger, days, by=by))
         return found or []
+
+    def audit_report(self, namespace: str) -> AuditReport:
+        """Do what `AsyncCache.audit_report` does, in blocking code."""
+        name = str(check_name(namespace))
+        found: AuditReport | None = self._call_or(self._async.audit_report, name)
+        return report_of(name, self._state.stats.audits.of(name)) if found is None else found
 
     def get_processes(self) -> list[FleetProcess]:
         """Do what `AsyncCache.get_processes` does, in blocking code."""

@@ -49,6 +49,7 @@ class CachedFunction(_Partial):
     cache_key: Callable[..., Any]
     contains: Callable[..., Any]
     explain: Callable[..., Any]
+    stamped: Callable[..., Any]
     __wrapped__: Callable[..., Any]
     _described: Described
 
@@ -158,6 +159,10 @@ class BoundCached(_Partial):
     def explain(self, *args: Any, **kwargs: Any) -> Any:
         """See `Cached.explain`."""
         return self.__func__.explain(self.args[0], *args, **kwargs)
+
+    def stamped(self, *args: Any, **kwargs: Any) -> Any:
+        """See `Cached.stamped`."""
+        return self.__func__.stamped(self.args[0], *args, **kwargs)
 
 
 def _of_function(name: str) -> Any:

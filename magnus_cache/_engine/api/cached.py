@@ -17,6 +17,7 @@ from magnus_cache._engine.api.engine import Engine
 from magnus_cache._engine.api.function_operations import add_operations
 from magnus_cache._engine.api.general_wrappers import general, general_async
 from magnus_cache._engine.api.hit_wrappers import HitSource, Rebind, compiled
+from magnus_cache._engine.api.process_names import ProcessWide
 from magnus_cache._engine.api.redefined import warn_of_other_code
 from magnus_cache._engine.api.shared_names import warn_of_shared_names
 from magnus_cache._engine.keys.calls import CallKeyBuilder
@@ -26,6 +27,7 @@ from magnus_cache._engine.keys.versions import Version, checked_version
 from magnus_cache._engine.loading.money import count_saved
 from magnus_cache._engine.loading.request import LoadRequest
 from magnus_cache._engine.memory.entry import Entry
+from magnus_cache._engine.policy.audits import sampler_of
 from magnus_cache._engine.policy.costs import AnyCost, checked_cost
 from magnus_cache._engine.policy.function_tags import function_tag, with_function_tag
 from magnus_cache._engine.policy.modes import Mode
@@ -131,29 +133,12 @@ def decorator_for(
             cached = CachedFunction(place.wrapper(), plain, place)
         else:
             follower = engine.follow(make)
-            cached = CachedFunction(follower, plain, _ProcessWide(keys.name or repr(plain), namespace, follower))
+            cached = CachedFunction(follower, plain, ProcessWide(keys.name or repr(plain), namespace, follower))
         if isinstance(function, staticmethod):
             return staticmethod(cached)
         return CachedClassMethod(cached) if isinstance(function, classmethod) else cached
 
     return decorate
-
-
-class _ProcessWide:
-    """Names a function that follows the process-wide cache, whichever that is."""
-
-    def __init__(self, name: str, namespace: str, follower: Any) -> None:
-        self._text = f"{name}, namespace {str(namespace)!r}, process-wide cache"
-        self._follower = follower
-
-    def place(self) -> "FunctionCache":
-        """Return what the function goes to now."""
-        place: FunctionCache = self._follower.present()
-        return place
-
-    def describe(self) -> str:
-        """Return the name of the function, and of its namespace and cache."""
-        return self._text
 
 
 class FunctionCache:
@@ -162,6 +147,7 @@ class FunctionCache:
     :ivar slow: called for what is no hit in memory, see `HitSource`.
     :ivar rebind: of the wrapper made last; None if it has no part that looks into memory.
     :ivar hits: the entries that plain calls had; None if only binding a call tells which it is.
+    :ivar sampler: draws hits to audit, or None.
     :ivar loader: what is called on a miss.
     :ivar awaited: whether the wrapper made last is a coroutine function.
     :ivar compared: whether the code was compared with that of the last function of this name.
@@ -180,17 +166,19 @@ class FunctionCache:
         self.keys = keys
         self.function = function
         self.loader = function
-        self.awaited = False
-        self.compared = False
+        self.awaited = self.compared = False
         self.tag = function_tag(namespace, keys.name or type(function).__qualname__)
         if options.freshness:
             # A mistake in it is to be told where it is made.
             merged(engine.state.namespaces.resolve(namespace).freshness, options.freshness)
         name = keys.name or type(function).__qualname__
         self.counters = engine.state.stats.child(namespace, name, options.price_of_each())
+        self.sampler = sampler_of(engine.state.namespaces.resolve(namespace).audit, options.audit)
         self.memo: dict[Any, KeyRef] = {}
         self.hits = None if keys.shape is None else FunctionMemo(keys.shape)
         engine.state.namespaces.watch(self)
+        if options.budgets is not None:
+            engine.state.sources.use()
 
     def ref(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> KeyRef:
         """Return where the value of a call lives; remember it by plain arguments."""
@@ -222,7 +210,7 @@ class FunctionCache:
         """Return where the value of a key lives."""
         policy = self.engine.state.namespaces.resolve(self.namespace)
         ref = self.engine.reads.address_of(policy, key, self.counters, self.options.freshness, self.tag)
-        return ref if self.options.saves is None else ref.with_entry()
+        return ref if self.options.saves is None and self.sampler is None else ref.with_entry()
 
     def namespaces_changed(self) -> None:
         """Forget where values live, as the namespace may have another policy now."""
@@ -325,6 +313,8 @@ class FunctionCache:
                     counters.l1_hits += 1
                     if self.options.saves is not None:
                         count_saved(counters, self.options.saves, entry)
+                    if self.sampler is not None:
+                        engine.auditor.called(self.sampler, functools.partial(self.request, ref, args, kwargs), entry)
                     if engine.state.observers.active:
                         engine.state.observers.hit(ref, "l1")
                     self._remember(args, kwargs, made, (ref, entry))
@@ -339,6 +329,8 @@ class FunctionCache:
                 counters.l2_hits += 1
                 if self.options.saves is not None:
                     count_saved(counters, self.options.saves, entry)
+                if self.sampler is not None:
+                    engine.auditor.called(self.sampler, functools.partial(self.request, ref, args, kwargs), entry)
                 if engine.state.observers.active:
                     engine.state.observers.hit(ref, "l2")
                 return value
@@ -356,6 +348,8 @@ class FunctionCache:
                 counters.l1_hits += 1
                 if self.options.saves is not None:
                     count_saved(counters, self.options.saves, entry)
+                if self.sampler is not None:
+                    engine.auditor.called(self.sampler, functools.partial(self.request, ref, args, kwargs), entry)
                 if engine.state.observers.active:
                     engine.state.observers.hit(ref, "l1")
                 self._remember(args, kwargs, made, (ref, entry))
@@ -366,6 +360,8 @@ class FunctionCache:
                 counters.l2_hits += 1
                 if self.options.saves is not None:
                     count_saved(counters, self.options.saves, found)
+                if self.sampler is not None:
+                    engine.auditor.called(self.sampler, functools.partial(self.request, ref, args, kwargs), found)
                 if engine.state.observers.active:
                     engine.state.observers.hit(ref, "l2")
                 return value
@@ -384,8 +380,12 @@ class FunctionCache:
             check_loop()
             return await stale.load(self.request(self.ref(args, kwargs), args, kwargs, fresh=True))
 
-        wrapper = self._wrapper(general_async, awaited=True)
-        return _with(add_operations(wrapper, self, awaited=True), invalidate=invalidate, refresh=refresh)
+        async def stamped(*args: Any, **kwargs: Any) -> Any:
+            check_loop()
+            return await stale.get_stamped(self.request(self.find(args, kwargs), args, kwargs))
+
+        wrapper = add_operations(self._wrapper(general_async, awaited=True), self, awaited=True)
+        return _with(wrapper, invalidate=invalidate, refresh=refresh, stamped=stamped)
 
     def _blocking_wrapper(self) -> Any:
         self.slow, stale = self._look_up_blocking, self.engine.stale
@@ -396,8 +396,11 @@ class FunctionCache:
         def refresh(*args: Any, **kwargs: Any) -> Any:
             return stale.load_blocking(self.request(self.ref(args, kwargs), args, kwargs, fresh=True))
 
-        wrapper = self._wrapper(general, awaited=False)
-        return _with(add_operations(wrapper, self, awaited=False), invalidate=invalidate, refresh=refresh)
+        def stamped(*args: Any, **kwargs: Any) -> Any:
+            return stale.get_stamped_blocking(self.request(self.find(args, kwargs), args, kwargs))
+
+        wrapper = add_operations(self._wrapper(general, awaited=False), self, awaited=False)
+        return _with(wrapper, invalidate=invalidate, refresh=refresh, stamped=stamped)
 
     def _wrapper(self, make: Callable[[CallKeyBuilder, HitSource], tuple[Any, Rebind]], *, awaited: bool) -> Any:
         """Return a wrapper without operations: compiled if the function is plain, else what `make` returns."""
@@ -412,10 +415,10 @@ class FunctionCache:
     @property
     def source(self) -> HitSource:
         """What the wrapper made last looks into."""
+        # A wrapper that finds no reference leaves hits to `slow`, which counts what each has saved, and audits.
+        refs = self.memo if self.options.saves is None and self.sampler is None else {}
         root = {} if self.hits is None else self.hits.root
-        # A wrapper that finds no reference leaves all hits to `slow`, which counts what each has saved.
-        refs = self.memo if self.options.saves is None else {}
-        return HitSource(self.engine, root, refs, self.counters, self.slow)
+        return HitSource(self.engine, root, refs, self.counters, self.slow, self.sampler)
 
 
 def _with(wrapper: Any, **more: Callable[..., Any]) -> Any:

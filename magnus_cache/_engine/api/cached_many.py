@@ -13,6 +13,7 @@ from magnus_cache._engine.api.cached import FunctionCache, KeyOptions, LoadOptio
 from magnus_cache._engine.api.engine import Engine
 from magnus_cache._engine.api.function_operations import add_operations
 from magnus_cache._engine.api.many import as_list, load_many, load_many_blocking
+from magnus_cache._engine.api.stamped import load_many_stamped, load_many_stamped_blocking
 from magnus_cache._engine.loading.request import BatchItem, BatchRequest
 from magnus_cache._engine.store.records import KeyRef
 from magnus_cache.errors import CacheTypeError
@@ -143,7 +144,11 @@ class BatchFunctionCache(FunctionCache):
             call = self._call(args, kwargs)
             return await load_many(self.engine, call.request(fresh=True))
 
-        return _with(add_operations(wrapper, self, awaited=True), invalidate, refresh)
+        async def stamped(*args: Any, **kwargs: Any) -> Any:
+            call = self._call(args, kwargs)
+            return await load_many_stamped(self.engine, call.request())
+
+        return _with(add_operations(wrapper, self, awaited=True), invalidate, refresh, stamped)
 
     def _blocking_many(self) -> Any:
         state = self.engine.state
@@ -162,9 +167,16 @@ class BatchFunctionCache(FunctionCache):
             state.check_open()
             return load_many_blocking(self.engine, call.request(fresh=True))
 
-        return _with(add_operations(wrapper, self, awaited=False), invalidate, refresh)
+        def stamped(*args: Any, **kwargs: Any) -> Any:
+            call = self._call(args, kwargs)
+            state.check_open()
+            return load_many_stamped_blocking(self.engine, call.request())
+
+        return _with(add_operations(wrapper, self, awaited=False), invalidate, refresh, stamped)
 
 
-def _with(wrapper: Any, invalidate: Callable[..., Any], refresh: Callable[..., Any]) -> Any:
-    wrapper.invalidate, wrapper.refresh = invalidate, refresh
+def _with(
+    wrapper: Any, invalidate: Callable[..., Any], refresh: Callable[..., Any], stamped: Callable[..., Any]
+) -> Any:
+    wrapper.invalidate, wrapper.refresh, wrapper.stamped = invalidate, refresh, stamped
     return wrapper

@@ -6,6 +6,7 @@ from typing import Any
 from magnus_cache._engine.api.get_memos import GetMemo
 from magnus_cache._engine.coordination.dropped import drop
 from magnus_cache._engine.coordination.state import State
+from magnus_cache._engine.loading.audits import Auditor
 from magnus_cache._engine.loading.loads import Loads
 from magnus_cache._engine.loading.stale import StalePolicy
 from magnus_cache._engine.redis.topology import import_driver
@@ -30,7 +31,7 @@ class Engine:
     """
 
     __slots__ = (
-        "clears", "deferred", "follow", "gets", "lifetimes", "loads", "reads", "stale", "state", "writes",
+        "auditor", "clears", "deferred", "follow", "gets", "lifetimes", "loads", "reads", "stale", "state", "writes",
     )  # fmt: skip
 
     def __init__(self, state: State) -> None:
@@ -44,6 +45,7 @@ class Engine:
         self.deferred = Deferred(state, self.writes, self.clears)
         self.loads = Loads(self.reads, self.writes)
         self.stale = StalePolicy(self.reads, self.loads)
+        self.auditor = Auditor(self.loads)
 
     async def remove(self, refs: Sequence[KeyRef]) -> int:
         """Remove values everywhere, as the program asks for; see `ManyWrites.remove`."""

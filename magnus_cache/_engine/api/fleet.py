@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from magnus_cache._engine.coordination.state import State
 from magnus_cache._engine.redis.fleet_keys import DAYS, MINUTES
+from magnus_cache._engine.runtime.audit_counts import AuditCounts
 from magnus_cache._engine.runtime.clock import MICROSECONDS
 from magnus_cache._engine.runtime.fleet_totals import FleetProcess
 from magnus_cache._engine.runtime.ledger import DAY, LedgerRow, ledger_rows
@@ -15,7 +16,7 @@ from magnus_cache.errors import CacheArgumentError, CacheTypeError, CacheUnavail
 if TYPE_CHECKING:
     from magnus_cache._engine.redis.exchange import Connection
 
-__all__ = ["history", "ledger", "processes"]
+__all__ = ["audits", "history", "ledger", "processes"]
 
 T = TypeVar("T")
 
@@ -56,6 +57,18 @@ def _count(argument: str, value: object, most: int) -> int:
     if not 1 <= count <= most:
         raise CacheArgumentError(argument, f"the last {most} {argument} are kept; {value!r} is not from 1 to {most}")
     return count
+
+
+async def audits(state: State) -> AuditCounts:
+    """Return what the audits of the fleet have found in the last day; without Redis, those of this process."""
+    state.check_open()
+    connection = state.client.connection(state.epochs.root)
+    if connection is not None:
+        try:
+            return await state.fleet_stats.audits(connection)
+        except CacheUnavailableError as error:
+            state.stats.failed(error.reason)
+    return state.stats.audits
 
 
 async def processes(state: State) -> list[FleetProcess]:

@@ -19,6 +19,7 @@ from magnus_cache._engine.api.engine import Engine
 from magnus_cache._engine.codec import CopyPlan
 from magnus_cache._engine.keys.call_shapes import CallShape
 from magnus_cache._engine.memory.entry import PAID_AT
+from magnus_cache._engine.policy.audits import Sampler
 from magnus_cache._engine.runtime.stats import Counters
 from magnus_cache._engine.store.records import KeyRef
 
@@ -30,6 +31,7 @@ class HitSource(NamedTuple):
 
     :ivar root: the entries of calls, see `FunctionMemo`.
     :ivar refs: where the values of calls live, by what `CallKeyBuilder.memo_key` returns.
+    :ivar sampler: draws the hits that are audited, which are left to `slow`; None if none is.
     :ivar slow: called as ``slow(args, kwargs)``, or ``slow(args, kwargs, made)`` with what `key_func` returned.
     """
 
@@ -38,6 +40,7 @@ class HitSource(NamedTuple):
     refs: dict[Any, KeyRef]
     counters: Counters
     slow: Callable[..., Any]
+    sampler: Sampler | None = None
 
 
 Rebind = Callable[[HitSource], None]
@@ -45,7 +48,7 @@ Rebind = Callable[[HitSource], None]
 
 _TEMPLATE: Final = """\
 def make(names, closure, key_func):
-    root = memory = clock = state = counters = slow = None
+    root = memory = clock = state = counters = slow = sampler = None
 
     {async_}def wrapper({header}):
         {made}
@@ -57,12 +60,12 @@ def make(names, closure, key_func):
         else:
             # Payload first: an entry that is decoded at this moment gets its value, and then loses its payload.
             payload_, value_ = entry_.payload, entry_.value
-            now_, trust_ = clock(), entry_.trust
+            now_, trust_ = clock(), entry_.trust{count}
             # As in `LocalCache.hit`: the deadline, the trust, and that nothing was cleared since the last look.
             if (
                 now_ < entry_ and now_ < trust_.deadline
                 and entry_.generation is memory.generation
-                and not state.special
+                and not state.special{look}
             ):
                 if payload_ is None:
                     # One object for all callers: immutable, or shared on purpose.
@@ -76,8 +79,8 @@ def make(names, closure, key_func):
         return {await_}slow(({args}), {{{kwargs}}}{more})
 
     def rebind(source):
-        nonlocal root, memory, clock, state, counters, slow
-        state, counters, slow = source.engine.state, source.counters, source.slow
+        nonlocal root, memory, clock, state, counters, slow, sampler
+        state, counters, slow, sampler = source.engine.state, source.counters, source.slow, source.sampler or Sampler(0)
         memory, clock = state.memory, state.clock
         # Last: a call that finds an entry of the new cache has all else of it.
         root = source.root
@@ -88,6 +91,12 @@ def make(names, closure, key_func):
 _SAVED: Final = f"""
                     counters.saved_nanos += entry_._packed >> {PAID_AT}"""
 """A line more, for functions whose loads cost what depends on the value: `Entry.paid`, without a call."""
+
+_COUNT: Final = """
+            sampler.left -= 1"""
+_LOOK: Final = """
+                and sampler.left >= 0"""
+"""Two lines more, for functions whose hits are audited: `Sampler.drawn`, without a call."""
 
 
 def compiled(
@@ -104,7 +113,8 @@ def compiled(
         owner=None, closure=None, key_func=None, enums=False,
     )  # fmt: skip
     found = "instance" if shape.owner is not None else "closure" if shape.closure is not None else ""
-    make = _maker(kind, found, awaited=awaited, by_key=shape.key_func is not None, priced=priced)
+    more = priced, source.sampler is not None
+    make = _maker(kind, found, awaited=awaited, by_key=shape.key_func is not None, more=more)
     wrapper, rebind = make(shape.names, shape.closure, shape.key_func)
     assert isinstance(function, FunctionType)
     code = wrapper.__code__
@@ -119,18 +129,22 @@ def compiled(
 
 
 @functools.lru_cache(256)
-def _maker(kind: CallShape, found: str, *, awaited: bool, by_key: bool, priced: bool) -> Callable[..., Any]:
-    text = _text(kind, found, awaited=awaited, by_key=by_key, saved=_SAVED if priced else "")
+def _maker(kind: CallShape, found: str, *, awaited: bool, by_key: bool, more: tuple[bool, bool]) -> Callable[..., Any]:
+    priced, audited = more
+    parts = {
+        "saved": _SAVED if priced else "", "count": _COUNT if audited else "", "look": _LOOK if audited else "",
+    }  # fmt: skip
+    text = _text(kind, found, awaited=awaited, by_key=by_key, parts=parts)
     # As `dataclasses` makes `__init__`; with the text at hand, for tracebacks and debuggers.
     name = f"<magnus_cache hit {_maker.cache_info().misses}>"
     linecache.cache[name] = len(text), None, text.splitlines(keepends=True), name
-    scope: dict[str, Any] = {"__name__": __name__, "CopyPlan": CopyPlan}
+    scope: dict[str, Any] = {"__name__": __name__, "CopyPlan": CopyPlan, "Sampler": Sampler}
     exec(compile(text, name, "exec"), scope)  # a text of this module
     made: Callable[..., Any] = scope["make"]
     return made
 
 
-def _text(kind: CallShape, found: str, *, awaited: bool, by_key: bool, saved: str) -> str:
+def _text(kind: CallShape, found: str, *, awaited: bool, by_key: bool, parts: dict[str, str]) -> str:
     names, count = list(kind.names), kind.positional
     header = list(names)
     if kind.keyword_only:
@@ -153,7 +167,7 @@ def _text(kind: CallShape, found: str, *, awaited: bool, by_key: bool, saved: st
         async_="async " if awaited else "",
         await_="await " if awaited else "",
         header=", ".join(header),
-        saved=saved,
+        **parts,
         made=made,
         find=find,
         args="".join(f"{name}, " for name in names[:count]),

@@ -114,9 +114,11 @@ class _ProcessManager(ProcessFace, CacheManager):
         # Unlike its base class, it has no cache of its own.
         pass
 
-    def get(self, namespace: str, key: Any, default: Any = None) -> Any:
+    def get(self, namespace: str, key: Any, default: Any = None, *, stamped: bool = False) -> Any:
         """See `CacheManager.get`."""
         # Not delegated as the other operations are, which would make a hit in memory several times slower.
+        if stamped:
+            return PROCESS.blocking.get(namespace, key, default, stamped=True)
         now = PROCESS.now
         return (PROCESS.open() if now is None else now).get(namespace, key, default)
 
@@ -166,10 +168,12 @@ class _ProcessAsyncManager(ProcessFace, AsyncCacheManager):
         pass
 
     def get(  # pyright: ignore[reportIncompatibleMethodOverride]  # what it returns is that method's coroutine
-        self, namespace: str, key: Any, default: Any = None
+        self, namespace: str, key: Any, default: Any = None, *, stamped: bool = False
     ) -> Coroutine[Any, Any, Any]:
         """See `AsyncCacheManager.get`."""
         # Returns the coroutine of `get` itself: one around it would make a hit slower.
+        if stamped:
+            return PROCESS.awaited.get(namespace, key, default, stamped=True)
         now = PROCESS.now
         return (PROCESS.open() if now is None else now).get_awaited(namespace, key, default)
 

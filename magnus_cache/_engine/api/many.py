@@ -89,6 +89,7 @@ async def load_many(engine: Engine, request: BatchRequest) -> dict[Any, Any]:
             return await engine.state.workers.call(partial(loader, list(some)), flights[0].namespace if flights else "")
 
     search, portion = Search(engine, request.options.saves, fresh=request.fresh), Step()
+    search.notes = request.notes
     for start in range(0, len(keys), _STEP):
         search.add(map(request.locate, keys[start : start + _STEP]))
         await turn()
@@ -108,7 +109,7 @@ async def load_many(engine: Engine, request: BatchRequest) -> dict[Any, Any]:
         await in_turns(search.hold_back())
     if not search.missing:
         return await in_turns(search.results({}, {}))
-    request = request._replace(fresh=search.fresh)
+    request = request._replace(fresh=search.fresh, spare=engine.stale.have_stale(search.missing, search.stale))
     batch = Batch(engine.loads, request, call, _source(request.function or loader))
     return await in_turns(search.results(*await batch.run(list(search.missing.values()))))
 
@@ -125,6 +126,7 @@ def load_many_blocking(engine: Engine, request: BatchRequest) -> dict[Any, Any]:
     check_callable(loader, "batch_loader")
     engine.state.portal.check_thread()
     search = Search(engine, request.options.saves, fresh=request.fresh)
+    search.notes = request.notes
     search.add(map(request.locate, request.keys))
     if engine.state.mode is Mode.DISABLED and request.keys:
         with as_current_load(CurrentLoad()):
@@ -139,7 +141,8 @@ def load_many_blocking(engine: Engine, request: BatchRequest) -> dict[Any, Any]:
     if not search.missing:
         return at_once(search.results({}, {}))
     wanted, source = list(search.missing.values()), _source(request.function or loader)
-    request = request._replace(fresh=search.fresh, blocks=running_loop())
+    spare = engine.stale.have_stale(search.missing, search.stale)
+    request = request._replace(fresh=search.fresh, blocks=running_loop(), spare=spare)
 
     def batch(call: CallLoader) -> Awaitable[tuple[dict[bytes, Any], dict[Any, Exception]]]:
         return Batch(engine.loads, request, call, source).run(wanted)

@@ -11,6 +11,7 @@ from magnus_cache._engine.policy.costs import Cost
 from magnus_cache._engine.policy.modes import Mode
 from magnus_cache._engine.store.batch_keys import equal_keys, unhashable_key
 from magnus_cache._engine.store.records import MISS
+from magnus_cache._engine.store.stamps import Note
 from magnus_cache.errors import CacheBatchEncodeError, CacheBatchError, CacheClosedError, CacheEncodeError
 
 __all__ = ["Search"]
@@ -26,6 +27,7 @@ class Search:
     """The keys of a call, the values that were found, and the keys that are missing.
 
     :param saves: what each hit is to count as saved, or None.
+    :ivar notes: gets a note of each value that is found, for a stamped call; None for other calls.
     """
 
     def __init__(self, engine: Engine, saves: Cost | None, *, fresh: bool) -> None:
@@ -37,7 +39,8 @@ class Search:
         self.missing: dict[bytes, BatchItem] = {}
         self._names: dict[Any, bytes] = {}
         self._values: dict[bytes, Any] = {}
-        self._stale: dict[bytes, Entry] = {}
+        self.stale: dict[bytes, Entry] = {}
+        self.notes: dict[bytes, Note] | None = None
 
     def add(self, items: Iterable[BatchItem]) -> None:
         """Add keys to the call.
@@ -73,14 +76,24 @@ class Search:
                 count_saved(item.ref.counters, self._saves, entry)
             self._values[name] = value
             del self.missing[name]
+            if self.notes is not None and entry is not None:
+                self._note(item, entry, near=near, stale=False)
         elif entry is not None and not entry.negative:
-            self._stale[name] = entry
+            self.stale[name] = entry
+            if self.notes is not None:
+                # If it is served after all; a load notes something else.
+                self._note(item, entry, near=near, stale=True)
+
+    def _note(self, item: BatchItem, entry: Entry, *, near: bool, stale: bool) -> None:
+        if self.notes is not None:
+            self.notes[item.ref.name] = note = Note()
+            note.found(entry, near=near or not self._engine.state.reaches(item.ref.name), stale=stale)
 
     def hold_back(self) -> Generator[None, None, None]:
         """Serve stale values, in steps, for keys whose load has just failed."""
         for count, (name, item) in enumerate(list(self.missing.items()), 1):
             if item.ref.freshness.grace:
-                value = self._engine.stale.stale_while_throttled(item.ref, self._stale.get(name))
+                value = self._engine.stale.stale_while_throttled(item.ref, self.stale.get(name))
                 if value is not MISS:
                     self._values[name] = value
                     del self.missing[name]
@@ -104,7 +117,7 @@ class Search:
             error = errors.get(item.key)
             if error is None:
                 continue
-            if (value := self._engine.stale.stale_on_error(item.ref, error, self._stale.get(name))) is not MISS:
+            if (value := self._engine.stale.stale_on_error(item.ref, error, self.stale.get(name))) is not MISS:
                 values[name] = value
                 del errors[item.key]
         results = {key: values[name] for key, name in self._names.items() if name in values}

@@ -24,6 +24,7 @@ import msgpack
 from magnus_cache._engine.codec.versions import first_version, is_of
 from magnus_cache._engine.redis.exchange import Callback
 from magnus_cache._engine.redis.fleet_keys import FleetNames, Report
+from magnus_cache._engine.runtime.audit_counts import AuditCounts
 from magnus_cache._engine.runtime.clock import MICROSECONDS, Clock
 from magnus_cache._engine.runtime.critical import section
 from magnus_cache._engine.runtime.fleet_totals import (
@@ -236,6 +237,16 @@ class FleetStats:
         first = int(second // 86_400) - len(found) + 1
         return [(first + place, counts_from(_counted(sums))) for place, sums in enumerate(found)]
 
+    async def audits(self, connection: "Connection") -> AuditCounts:
+        """Return what the audits of all processes have found in the last day.
+
+        :raises CacheUnavailableError: when Redis does not answer, or refuses.
+        """
+        second = await self._now(connection)
+        await self.published(connection)
+        found = await self._client.published(self._names, second, self.life)
+        return AuditCounts.from_fields(_counted(*found.sums))
+
     async def processes(self, connection: "Connection") -> list[FleetProcess]:
         """Return the processes that run, the one that has run longest first.
 
@@ -296,7 +307,7 @@ def _totals(fields: Mapping[str, int]) -> dict[str, int]:
     totals: dict[str, int] = {}
     for name, count in fields.items():
         kind, _, rest = name.partition(":")
-        if kind == "f":
+        if kind in {"f", "a"}:
             continue
         total = f"n:{rest.partition(':')[0]}:" if kind == "n" else name
         totals[total] = totals.get(total, 0) + count

@@ -242,12 +242,10 @@ class Recordings:
         """Return the namespace and function of a reference."""
         namespace, freshness = ref.namespace, ref.freshness
         policy = {
-            # The end of a calendar differs from value to value, and is recorded with each.
-            "ttl": namespace.ttl if isinstance(namespace.ttl, float) else None,
-            "l1": namespace.l1, "l1_ttl": namespace.l1_ttl, "l1_max_entries": namespace.l1_max_entries,
-            "local": namespace.local, "plain": freshness is NO_POLICY, "grace": freshness.grace,
-            "soft_timeout": freshness.soft_timeout, "early": freshness.early, "jitter": freshness.jitter,
-            "retry": freshness.retry,
+            "ttl": namespace.ttl, "l1": namespace.l1, "l1_ttl": namespace.l1_ttl, "local": namespace.local,
+            "l1_max_entries": namespace.l1_max_entries, "grace": freshness.grace, "early": freshness.early,
+            "soft_timeout": freshness.soft_timeout, "jitter": freshness.jitter, "retry": freshness.retry,
+            "plain": freshness is NO_POLICY,
         }  # fmt: skip
         return Source(number, str(namespace), self._parts.stats.function_of(ref.counters), policy)
 

@@ -23,7 +23,8 @@ from magnus_cache._engine.runtime.loop_end import cancel
 from magnus_cache._engine.runtime.turns import turn
 from magnus_cache._engine.runtime.waiters import Abandoned, Failed, Loaded, Outcome
 from magnus_cache._engine.store.batch_keys import places_by_server
-from magnus_cache._engine.store.records import MISS
+from magnus_cache._engine.store.records import MISS, Began
+from magnus_cache._engine.store.stamps import Note
 from magnus_cache.errors import CacheUnavailableError
 
 __all__ = ["STARTS_PER_TURN", "BatchCalls", "LoadsTogether", "Pending", "PendingKeys", "by_server"]
@@ -140,6 +141,7 @@ class LoadsTogether:
         self._group = FlightGroup(asyncio.get_running_loop(), request.blocks)
         self._acquirer: ManyAcquirer | None = None
         self._decided: asyncio.Future[None] = self._group.loop.create_future()
+        self._results: BatchResults | None = None
         self.places: list[int] = []
 
     # -- for the caller ---------------------------------------------------------------------------------------------
@@ -203,10 +205,19 @@ class LoadsTogether:
         for number, (place, outcome) in enumerate(zip(self.places, group.outcomes, strict=True)):
             if outcome is TAKEN:
                 outcomes[place] = group.values[number]
+                self._note(place, None if self._results is None else self._results.began)
             else:
                 assert outcome is not None
+                if isinstance(outcome, Loaded):
+                    self._note(place, outcome.value.began)
                 strict = self._request.of_key(self._part[place]).strict
                 outcomes[place] = await _taken(outcome, strict=strict)
+
+    def _note(self, place: int, began: Began | None) -> None:
+        """Note when the load of a key began, for a stamped call."""
+        if (notes := self._request.notes) is not None:
+            notes[self._part[place].ref.name] = note = Note()
+            note.loaded(began)
 
     def outcome(self, number: int) -> Outcome | None:
         """Return one outcome, by place in `places`; None if it is not known."""
@@ -255,7 +266,7 @@ class LoadsTogether:
             finally:
                 self._tell(batch)
             if pending is not None:
-                results = BatchResults(self._loads, self._request, self._source, load, monotonic())
+                results = self._results = BatchResults(self._loads, self._request, self._source, load, monotonic())
                 try:
                     while (portion := await pending.next()) is not None:
                         await results.take(portion)

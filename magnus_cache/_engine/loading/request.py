@@ -10,6 +10,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 from magnus_cache._engine.policy.options import AnyLoader, LoadOptions
 from magnus_cache._engine.store.local_values import tagged
 from magnus_cache._engine.store.records import KeyRef
+from magnus_cache._engine.store.stamps import Note
 
 __all__ = ["BatchItem", "BatchLoader", "BatchRequest", "LoadRequest", "Locate"]
 
@@ -32,7 +33,9 @@ class LoadRequest(NamedTuple, Generic[T]):
     :ivar blocks: the event loop that is blocked while the caller waits.
     :ivar unwanted: the version of the value to refresh, which must not be returned.
     :ivar on_wait: called if another process holds the lease.
+    :ivar note: is told when the load of the value began, for a stamped call; None for other calls.
     :ivar background: whether the cache itself asks for it, and no caller waits.
+    :ivar spare: whether the caller has a stale value to serve, so that the load need not wait for its source.
     """
 
     ref: KeyRef
@@ -44,7 +47,9 @@ class LoadRequest(NamedTuple, Generic[T]):
     blocks: asyncio.AbstractEventLoop | None = None
     unwanted: int | None = None
     on_wait: Callable[[], object] | None = None
+    note: Note | None = None
     background: bool = False
+    spare: bool = False
 
     @property
     def strict(self) -> bool:
@@ -81,6 +86,8 @@ class BatchRequest(NamedTuple):
         keys that it omits.
     :ivar fresh: whether to use no existing values.
     :ivar blocks: the event loop that is blocked while the caller waits.
+    :ivar spare: whether there is a stale value for each key, so that the load need not wait for its source.
+    :ivar notes: gets a note of each value by its name, for a stamped call; None for other calls.
     """
 
     keys: Sequence[Any]
@@ -90,6 +97,8 @@ class BatchRequest(NamedTuple):
     function: object = None
     fresh: bool = False
     blocks: asyncio.AbstractEventLoop | None = None
+    spare: bool = False
+    notes: dict[bytes, Note] | None = None
 
     def of_key(self, item: BatchItem, source: Any = None) -> LoadRequest[Any]:
         """Return the request for one key, to be loaded together with others.

@@ -6,14 +6,14 @@ once. Calls without a policy come here only to load.
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from functools import partial
 from typing import Any, Final, TypeVar
 
 from magnus_cache._engine.flights.background import WaitExpiredError
 from magnus_cache._engine.loading.loads import Loads
 from magnus_cache._engine.loading.money import count_saved
-from magnus_cache._engine.loading.request import LoadRequest
+from magnus_cache._engine.loading.request import BatchItem, LoadRequest
 from magnus_cache._engine.memory.entry import Entry
 from magnus_cache._engine.policy.calendars import CalendarTtl
 from magnus_cache._engine.policy.modes import Mode
@@ -23,17 +23,15 @@ from magnus_cache._engine.runtime.portal import NoThreadError
 from magnus_cache._engine.runtime.waiters import running_loop
 from magnus_cache._engine.store.reads import Reads
 from magnus_cache._engine.store.records import LARGE, MISS, KeyRef, age_of
-from magnus_cache.errors import CacheDeadlockError, CacheError, CacheTimeoutError, CacheTypeError
-from magnus_cache.freshness import Freshness, FreshnessState, classify
+from magnus_cache._engine.store.stamps import Note, Stamped
+from magnus_cache.errors import CacheBudgetError, CacheDeadlockError, CacheError, CacheTimeoutError, CacheTypeError
+from magnus_cache.freshness import FreshnessState, classify
 
 __all__ = ["StalePolicy"]
 
 T = TypeVar("T")
 
 _FRESH: Final = frozenset({FreshnessState.FRESH, FreshnessState.EARLY})
-
-_ENTRIES: Final = Freshness()
-"""A policy without options, for calls that need the entry: with `NO_POLICY`, a read may return a payload alone."""
 
 
 class StalePolicy:
@@ -61,11 +59,33 @@ class StalePolicy:
         if request.options.state_of is not None:
             request, state = self._judged(request, entry, state, opened)
         served, value = self._served(request, entry, state, near=near, opened=opened)
+        if request.note is not None:
+            self._note(request, entry, near=near, stale=state not in _FRESH)
         if not served:
             return await self._loaded(request, value, began)
         if state is FreshnessState.EARLY and entry is not None:
             self._refresh_early(request, entry)
         return value  # type: ignore[no-any-return]  # what was stored is what the loader returned
+
+    async def get_stamped(self, request: LoadRequest[T]) -> Stamped[T]:
+        """Return the same as `get`, for any policy, with a stamp.
+
+        :raises CacheTimeoutError: as `get` does.
+        :raises Exception: as `get` does.
+        """
+        note = Note()
+        value = await self.get_judged(request._replace(note=note))
+        return note.stamped(value, self._state, request.ref.name)
+
+    def get_stamped_blocking(self, request: LoadRequest[T]) -> Stamped[T]:
+        """Return the same as `get_stamped`, for a blocking caller.
+
+        :raises CacheTimeoutError: as `get` does.
+        :raises Exception: as `get` does.
+        """
+        note = Note()
+        value = self.get_judged_blocking(request._replace(note=note))
+        return note.stamped(value, self._state, request.ref.name)
 
     async def get_judged(self, request: LoadRequest[T]) -> T:
         """Return the same as `get` for a call whose `state_of` decides about a stored value.
@@ -110,6 +130,8 @@ class StalePolicy:
         allowed = soft if soft is not None else policy.hard_timeout
         if allowed is not None:
             request = request._replace(max_wait=max(0.0, began + allowed - monotonic()))
+        if stale is not MISS:
+            request = request._replace(spare=True)
         try:
             return await self._loads.load(request)
         except WaitExpiredError as error:
@@ -191,13 +213,15 @@ class StalePolicy:
         if request.options.state_of is not None:
             request, state = self._judged(request, entry, state, LARGE)
         served, found = self._served(request, entry, state, near=near)
+        if request.note is not None:
+            self._note(request, entry, near=near, stale=state not in _FRESH)
         if served:
             if state is FreshnessState.EARLY and entry is not None:
                 with contextlib.suppress(NoThreadError):
                     self._state.portal.call(partial(self._begin_refresh, request, entry))
             return found  # type: ignore[no-any-return]  # what was stored is what the loader returned
         try:
-            return self._loads.load_blocking(request)
+            return self._loads.load_blocking(request if found is MISS else request._replace(spare=True))
         except Exception as error:
             if not self._may_serve_stale(ref, error, found):
                 raise
@@ -218,6 +242,16 @@ class StalePolicy:
         :param entry: the entry that was found before the load, or None.
         """
         return self._stale_value(ref, entry) if self._may_serve_stale(ref, error, None) else MISS
+
+    def have_stale(self, items: Mapping[bytes, BatchItem], entries: Mapping[bytes, Entry]) -> bool:
+        """Return whether each of some keys has a value that may be served stale.
+
+        :param entries: the entries that were found, by name.
+        """
+        return len(entries) >= len(items) and all(
+            item.ref.freshness.grace and self._freshness_of(item.ref, entries.get(name)) is not FreshnessState.GONE
+            for name, item in items.items()
+        )
 
     def _stale_value(self, ref: KeyRef, entry: Entry | None) -> Any:
         if not ref.freshness.grace:
@@ -323,9 +357,18 @@ class StalePolicy:
         There must be a stale value. Errors that the policy remembers (`negative`) are raised, and so are errors that
         report a mistake in the program.
         """
+        if isinstance(error, CacheBudgetError):
+            return stale is not MISS
         if stale is MISS or ref.freshness.negative_ttl(error) is not None:
             return False
         return not isinstance(error, CacheError) or isinstance(error, CacheTimeoutError)
+
+    def _note(self, request: LoadRequest[Any], entry: Entry | None, *, near: bool, stale: bool) -> None:
+        """Note what was found, for a stamped call; a load that follows notes when it began instead."""
+        if request.note is not None and entry is not None:
+            # In an outage it comes from memory, however it was asked for.
+            near = near or not self._state.reaches(request.ref.name)
+            request.note.found(entry, near=near, stale=stale)
 
     def _stale(self, ref: KeyRef, value: Any) -> Any:
         ref.counters.stale_hits += 1
@@ -339,7 +382,4 @@ class StalePolicy:
 
 def _with_entry(request: LoadRequest[T]) -> LoadRequest[T]:
     """Return a request whose read returns an entry."""
-    ref = request.ref
-    if not ref.is_far:
-        return request
-    return request._replace(ref=KeyRef(ref.namespace, ref.name, ref.counters, ref.epoch_names, _ENTRIES))
+    return request._replace(ref=request.ref.with_entry()) if request.ref.is_far else request

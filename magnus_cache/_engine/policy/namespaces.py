@@ -13,8 +13,11 @@ from typing import Any, ClassVar, Final, NoReturn, Self, Unpack
 from magnus_cache._engine.codec.compression import Compression, checked_compression
 from magnus_cache._engine.keys.names import check_name
 from magnus_cache._engine.keys.versions import Version, checked_version
+from magnus_cache._engine.policy.audits import checked_audit
+from magnus_cache._engine.policy.budgets import AnyBudget, Budget, BudgetRules, checked_budget
 from magnus_cache._engine.policy.calendars import CalendarTtl, Ttl, checked_ttl
 from magnus_cache._engine.policy.codecs import checked_codec
+from magnus_cache._engine.policy.spending import SpendLimit, checked_limit
 from magnus_cache._engine.runtime.annotations import readable
 from magnus_cache._engine.runtime.durations import Duration, seconds
 from magnus_cache._engine.runtime.numbers import whole
@@ -80,6 +83,12 @@ class Namespace(str):
         is in Redis: use it only if nobody else can write there. Ints stay in the cache's own format, so that `incr`
         works. After another change of the codec, change `version`, too.
     :param strict: raise `CacheEncodeError` if the result of a load cannot be stored, instead of returning it.
+    :param budget: how many loads the whole fleet may begin: ``"60/min"``, a `Budget`, or a mapping of patterns of keys
+        to these, such as ``{"{broker}:*": "5/s"}``, with a bucket for each value of the placeholder; None for no limit.
+    :param spend_limit: what loads may cost in the whole fleet, by their `cost`: ``"5.00/day"``, ``/hour`` or
+        ``/month``, of UTC. Past it only stale values are served, else `CacheBudgetError` is raised; None for no limit.
+    :param audit: the share of hits of cached functions and of `get_or_set`, 0 to 1, whose value is loaded again in the
+        background and compared; see `audit_report`. Give it before functions are decorated.
     :param freshness: what may be done with values that expire soon or have expired: ``grace``, ``soft_timeout``,
         ``hard_timeout``, ``early``, ``jitter``, ``retry``, ``negative``; see `Freshness`.
     :raises CacheArgumentError: (a `ValueError`) for an invalid argument, naming it.
@@ -99,11 +108,18 @@ class Namespace(str):
     seal: bool
     codec: tuple[Callable[[Any], bytes], Callable[[bytes], Any]] | None
     strict: bool
+    budget: Budget | dict[str, Budget] | None
+    spend_limit: str | None
+    audit: float
     freshness: Freshness
+    budgets: BudgetRules | None
+    spending: SpendLimit | None
+    limited: bool
+    """Whether something limits its loads: one attribute to test before a load."""
 
     __slots__ = (
-        "codec", "compress", "freshness", "l1", "l1_max_entries", "l1_ttl", "local", "max_value_bytes", "offline",
-        "seal", "share", "strict", "ttl", "version",
+        "audit", "budget", "budgets", "codec", "compress", "freshness", "l1", "l1_max_entries", "l1_ttl", "limited",
+        "local", "max_value_bytes", "offline", "seal", "share", "spend_limit", "spending", "strict", "ttl", "version",
     )  # fmt: skip
 
     DEFAULTS: ClassVar[dict[str, Any]] = {
@@ -120,6 +136,9 @@ class Namespace(str):
         "seal": False,
         "codec": None,
         "strict": False,
+        "budget": None,
+        "spend_limit": None,
+        "audit": 0.0,
         "grace": NO_POLICY.grace,
         "soft_timeout": NO_POLICY.soft_timeout,
         "hard_timeout": NO_POLICY.hard_timeout,
@@ -147,6 +166,9 @@ class Namespace(str):
         seal: bool = False,
         codec: tuple[Callable[[Any], bytes], Callable[[bytes], Any]] | None = None,
         strict: bool = False,
+        budget: AnyBudget = None,
+        spend_limit: str | None = None,
+        audit: float = 0.0,
         **freshness: Unpack[FreshnessOptions],
     ) -> Self:
         """Make a namespace; see the class."""
@@ -165,6 +187,12 @@ class Namespace(str):
         put(self, "seal", _flag(seal, "seal"))
         put(self, "codec", checked_codec(codec))
         put(self, "strict", _flag(strict, "strict"))
+        put(self, "budget", checked_budget(budget, sealed=seal))
+        put(self, "budgets", None if self.budget is None else BudgetRules(str(self), self.budget))
+        put(self, "spend_limit", spend_limit)
+        put(self, "spending", checked_limit(spend_limit))
+        put(self, "limited", self.budget is not None or self.spending is not None)
+        put(self, "audit", checked_audit(audit))
         put(self, "freshness", Freshness.of(freshness))
         if self.local:
             _check_local(self)

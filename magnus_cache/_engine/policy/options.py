@@ -5,6 +5,7 @@ import inspect
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, TypeVar
 
+from magnus_cache._engine.policy.budgets import BudgetRules
 from magnus_cache._engine.policy.calendars import CalendarTtl, Ttl, checked_ttl
 from magnus_cache._engine.policy.costs import Cost
 from magnus_cache._engine.policy.function_tags import with_function_tag
@@ -104,11 +105,15 @@ class LoadOptions:
     :ivar strict: whether a value that cannot be stored is an error to the caller; None for the namespace's setting.
     :ivar function: the function that loads values, named in messages about values that cannot be stored.
     :ivar state_of: how fresh a stored value is for this call; None if its TTL alone decides.
+    :ivar audit: the share of hits to audit; None for the namespace's.
     :ivar cost: what a load costs in money, or None.
     :ivar saves: what each hit is to count as saved, or None; see `priced`.
+    :ivar budgets: the budgets of the function, in place of the namespace's; None for the namespace's.
     """
 
-    __slots__ = ("cost", "freshness", "function", "saves", "skip_if", "state_of", "strict", "tags", "ttl")
+    __slots__ = (
+        "audit", "budgets", "cost", "freshness", "function", "saves", "skip_if", "state_of", "strict", "tags", "ttl",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -128,12 +133,19 @@ class LoadOptions:
         self.skip_if = skip_if
         self.tags = tags
         self.state_of: StateOf = None
+        self.budgets: BudgetRules | None = None
+        self.audit: float | None = None
         self.cost: Cost | None = None
         self.saves: Cost | None = None
 
     def priced(self, cost: Cost | None) -> "LoadOptions":
         """Return these options, for loads that cost money."""
         self.cost = self.saves = cost
+        return self
+
+    def audited(self, audit: float | None) -> "LoadOptions":
+        """Return these options, for values whose hits are audited."""
+        self.audit = audit
         return self
 
     def price_of_each(self) -> int:

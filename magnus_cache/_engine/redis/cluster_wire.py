@@ -129,6 +129,8 @@ class _ClusterHeartbeat(Heartbeat):
         self.due = math.inf
 
     def _took_replication(self, reply: Any, connection: Connection, _sent: float) -> None:
+        if self.due == math.inf:
+            return  # It was asked before others told that the node was replaced, and is needed for its last word.
         history = server_identity(None, reply)
         if info(reply, b"role") == "slave" or (history and not connection.identity.endswith(history)):
             self._fail("the node has become a replica, or has taken over another one's data")

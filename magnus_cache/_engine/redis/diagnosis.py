@@ -55,7 +55,7 @@ _FORBIDDEN: Final = re.compile(r"ACL failure in script|user executing the script
 
 
 GRANTS: Final = (
-    "+get +mget +getrange +set +del +unlink +exists +pttl +pexpire +hmget +hset +hsetnx +hgetall +hincrby "
+    "+get +mget +getrange +set +del +unlink +exists +pttl +pexpire +hmget +hset +hdel +hsetnx +hgetall +hincrby "
     "+expire +zadd +zrem +zrangebyscore +zremrangebyscore +scan +dbsize +multi +exec +eval +evalsha +time +info "
     "+client|tracking +client|id +client|kill"
 )

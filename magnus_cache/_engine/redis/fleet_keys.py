@@ -23,7 +23,7 @@ from magnus_cache._engine.redis.scripts import Script
 from magnus_cache.errors import CacheUnavailableError
 
 if TYPE_CHECKING:
-    from magnus_cache._engine.redis.exchange import Waiter
+    from magnus_cache._engine.redis.exchange import Connection, Receive, Waiter
     from magnus_cache._engine.redis.wire import Wire
 
 __all__ = ["DAYS", "MINUTES", "FleetKeys", "FleetNames", "Published", "Report", "gathered"]
@@ -330,6 +330,19 @@ class FleetKeys:
         bounds = (b"%d" % (int(second) - max(life, _LONGEST_LIFE)), b"+inf")
         found = await self._wire(names.index).execute(_command(b"ZRANGEBYSCORE", names.index, *bounds))
         return [names.process(instance.decode("utf-8", "replace")) for instance in _texts(found)]
+
+    def running(self, names: FleetNames, receive: "Receive[int]", waiter: "Waiter") -> None:
+        """Count the processes that have published something lately.
+
+        :raises CacheUnavailableError: at once, when Redis is known to be away or the queue is full.
+        """
+        # Each report that is published removes the processes that have died; see `_PUBLISH`.
+        command = _command(b"ZRANGEBYSCORE", names.index, b"-inf", b"+inf")
+
+        def took(reply: Any, connection: "Connection", sent: float) -> Any:
+            return receive(len(_texts(reply)), connection, sent)
+
+        self._wire(names.index).call(command, took, waiter)
 
     async def minutes(self, names: FleetNames, second: float, count: int) -> list[Mapping[bytes, bytes]]:
         """Return the totals of the last minutes, the present one last.

@@ -3,6 +3,7 @@ r"""The counts of a process as flat fields, as they are added up in Redis for th
 A field is a short text, so that Redis can add to it, and the fields of one process have a few hundred bytes:
 
 - ``n:<count>:<namespace>`` and ``f:<count>:<namespace>\0<function>``, with counts of `Counters` by their short names;
+- ``a:<kind><bucket>:<namespace>`` for audits, see `AuditCounts`;
 - ``e:<reason>`` for failed exchanges, ``p:<figure>`` for what the process counts as a whole;
 - ``l2:<bucket>`` and ``load:<bucket>`` for latencies, by the bucket of `Histogram`, and ``l2:us`` and ``load:us`` for
   the microseconds of all.
@@ -25,7 +26,7 @@ _SHORT: Final = {
     "l1_hits": "h1", "l2_hits": "h2", "misses": "m", "loads": "l", "load_micros": "us", "load_errors": "x",
     "stores": "s", "stale_hits": "st", "negative_hits": "n", "early_refreshes": "er", "errors": "e", "overloads": "o",
     "refused": "r", "seal_failures": "sf", "timeouts": "t", "unreadable": "ur", "unstorable": "us!",
-    "spent_nanos": "ms", "saved_nanos": "mv",
+    "spent_nanos": "ms", "saved_nanos": "mv", "held_back": "hb", "pauses": "p",
 }  # fmt: skip
 _LONG: Final = {short: name for name, short in _SHORT.items()}
 
@@ -40,6 +41,7 @@ def fields_of(stats: Stats, process: Mapping[str, Any]) -> dict[str, int]:
         _add(fields, "n", namespace, counters)
     for (namespace, function), counters in stats.by_function().items():
         _add(fields, "f", f"{namespace}\0{function}", counters)
+    fields |= stats.audits.fields()
     fields |= {f"e:{reason}": count for reason, count in dict(stats.errors).items()}
     for name, latency in (("l2", stats.l2_latency), ("load", stats.load_latency)):
         fields |= {f"{name}:{place}": count for place, count in latency.counts().items()}

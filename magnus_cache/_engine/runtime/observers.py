@@ -34,6 +34,7 @@ from magnus_cache._engine.runtime.clock import monotonic
 from magnus_cache._engine.runtime.critical import engaged, section
 from magnus_cache._engine.runtime.log import RateLimitedLog
 from magnus_cache.events import (
+    BudgetExceeded,
     CacheEvent,
     Cleared,
     Deleted,
@@ -47,6 +48,7 @@ from magnus_cache.events import (
     OutageBegan,
     OutageEnded,
     PeerInvalidated,
+    SourcePaused,
     StaleServed,
     Stored,
     TagsInvalidated,
@@ -63,6 +65,7 @@ from magnus_cache.events import (
 __all__ = [
     # The events too: what tells one imports it from here, with what it is told to.
     "NO_SPAN",
+    "BudgetExceeded",
     "CacheEvent",
     "Cleared",
     "Deleted",
@@ -77,6 +80,7 @@ __all__ = [
     "OutageBegan",
     "OutageEnded",
     "PeerInvalidated",
+    "SourcePaused",
     "StaleServed",
     "Stored",
     "StoredValue",

@@ -8,6 +8,8 @@ import math
 from collections.abc import Mapping
 from typing import Any, Final
 
+from magnus_cache._engine.runtime.audit_counts import AuditCounts
+
 __all__ = ["NANOS", "CacheStats", "Counters", "Histogram", "Stats", "figures_of"]
 
 NANOS: Final = 1_000_000_000
@@ -62,15 +64,17 @@ class Counters:
     """The counts of one namespace, or of one decorated function within it."""
 
     __slots__ = (
-        "early_refreshes", "errors", "l1_hits", "l2_hits", "load_errors", "load_micros", "loads", "misses",
-        "negative_hits", "overloads", "refused", "saved_nanos", "seal_failures", "spent_nanos", "stale_hits", "stores",
-        "timeouts", "unreadable", "unstorable",
+        "early_refreshes", "errors", "held_back", "l1_hits", "l2_hits", "load_errors", "load_micros", "loads", "misses",
+        "negative_hits", "overloads", "pauses", "refused", "saved_nanos", "seal_failures", "spent_nanos",
+        "stale_hits", "stores", "timeouts", "unreadable", "unstorable",
     )  # fmt: skip
 
     early_refreshes: int
     """Loads that were started before a value expired."""
     errors: int
     """Exchanges with Redis that failed."""
+    held_back: int
+    """Loads that waited for the budget of their source, or for the end of its pause, or were refused by it."""
     l1_hits: int
     """Values found in memory."""
     l2_hits: int
@@ -87,6 +91,8 @@ class Counters:
     """Errors that were raised again from memory or Redis."""
     overloads: int
     """Loads that were not started, or were given up, because too many ran in the background."""
+    pauses: int
+    """Loads that raised `RetryLater`, and so paused their source."""
     refused: int
     """Writes that Redis refused."""
     saved_nanos: int
@@ -205,6 +211,7 @@ class Stats:
     """The statistics of one cache, shared by its blocking and its async manager."""
 
     def __init__(self) -> None:
+        self.audits = AuditCounts()
         self._namespaces: dict[str, Counters] = {}
         self._children: list[tuple[str, str, Counters, int]] = []
         self.reset()
@@ -214,6 +221,7 @@ class Stats:
         for counters in (*self._namespaces.values(), *(child[2] for child in self._children)):
             counters.reset()
         self.errors: dict[str, int] = {}
+        self.audits.reset()
         self.fenced_loads = 0
         self.l2_latency = Histogram()
         self.load_latency = Histogram()

@@ -136,6 +136,8 @@ class AtomicMemory:
         ref.counters.stores += stored
         if stored:
             self._writes.tell_stored(ref, "memory", record, ttl)
+            if self._state.changes.active:
+                self._state.changes.kept(ref.name)
         return stored
 
 

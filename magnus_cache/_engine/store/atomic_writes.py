@@ -197,11 +197,11 @@ class AtomicWrites(ManyFills):
             self.written(ref, record, ttl)
         return Swapped(done, found, unsure=lost and not done)
 
-    def written(self, ref: KeyRef, record: Record | None = None, ttl: Life = 0.0) -> None:
+    def written(self, ref: KeyRef, record: Record | None = None, life: Life = 0.0) -> None:
         """Count and tell of a value that was written, and void its loads."""
         self.void_loads(ref)
         ref.counters.stores += 1
-        self.tell_stored(ref, "redis", record, ttl)
+        self.tell_stored(ref, "redis", record, life)
 
     # -- incr -----------------------------------------------------------------------------------------------
 

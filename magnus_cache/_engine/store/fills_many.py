@@ -20,8 +20,9 @@ from magnus_cache._engine.runtime.clock import MICROSECONDS
 from magnus_cache._engine.runtime.loop_end import cancel
 from magnus_cache._engine.runtime.observers import FillRefused
 from magnus_cache._engine.store.lives import CalendarLife
+from magnus_cache._engine.store.transactions import Transaction, ValuesToWrite
 from magnus_cache._engine.store.writes import NOT_STORED, SAMPLED, milliseconds
-from magnus_cache._engine.store.writes_many import ManyWrites, Transaction, ValuesToWrite
+from magnus_cache._engine.store.writes_many import ManyWrites
 from magnus_cache.errors import CacheUnavailableError
 
 if TYPE_CHECKING:
@@ -160,6 +161,7 @@ class ManyFills(ManyWrites):
         """Note that loaded values were returned to their callers only, as their loads were overtaken."""
         self.state.recorder.add_many(names, NOT_STORED, None, "overtaken")
         self.tell_many(FillRefused, namespace, "overtaken", len(names))
+        self.state.changes.refused(names, "overtaken")
 
     async def _correct(self, filling: Filling, stored: Sequence[int]) -> None:
         """Store values again whose ends are wrong: the answer shows that the server's clock was set meanwhile."""

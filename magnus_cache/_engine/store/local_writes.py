@@ -109,6 +109,8 @@ class LocalWrites:
         state.stats.fenced_loads += not kept
         if kept and state.observers.active:
             state.observers.stored(ref, "memory", StoredValue(record, ttl, True))
+        if kept and state.changes.active:
+            state.changes.kept(ref.name)
         return kept
 
     def _trust(self, wire: "Connection", ref: KeyRef, tags: tuple[str, ...], sent: float) -> Trust:

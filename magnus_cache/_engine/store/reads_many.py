@@ -3,9 +3,9 @@
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from magnus_cache._engine.coherence.epochs import LARGE_BYTES
 from magnus_cache._engine.coordination.epoch_sync import JUDGEMENTS, UnsettledError
@@ -22,7 +22,16 @@ from magnus_cache.errors import CacheError, CacheUnavailableError
 if TYPE_CHECKING:
     from magnus_cache._engine.redis.exchange import Connection
 
-__all__ = ["MANY", "found_many", "found_many_blocking", "look_many", "look_many_blocking", "names_of", "weight"]
+__all__ = [
+    "MANY",
+    "Stamp",
+    "found_many",
+    "found_many_blocking",
+    "look_many",
+    "look_many_blocking",
+    "names_of",
+    "weight",
+]
 
 MANY: Final = 250
 """Values that are requested together: with their epochs, they are one MGET."""
@@ -38,6 +47,9 @@ _ASKED: Final = 1000
 
 _NOT_ASKED: Final = CacheUnavailableError("lost", "the value was not asked for")
 """In place of the answer of a server without a connection: the value is read by itself, which makes one."""
+
+Stamp: TypeAlias = Callable[[KeyRef, Any, Entry, bool], Any]
+"""Makes what a caller gets of a value, its entry, and whether that was in memory."""
 
 _Look = tuple[Entry | None, bool]
 """An entry or None, and whether it was in memory."""
@@ -55,9 +67,12 @@ async def names_of(refs: RefMaker, keys: Sequence[Any]) -> list[bytes]:
     return names
 
 
-async def found_many(reads: Reads, refs: RefMaker, keys: Sequence[Any], names: Sequence[bytes]) -> dict[Any, Any]:
+async def found_many(
+    reads: Reads, refs: RefMaker, keys: Sequence[Any], names: Sequence[bytes], stamp: Stamp | None = None
+) -> dict[Any, Any]:
     """Return the stored values by key.
 
+    :param stamp: makes what is returned of each; None for the values themselves.
     :raises CacheArgumentError: for keys that are equal in Python but stored separately.
     """
     found: dict[Any, Any] = {}
@@ -82,7 +97,7 @@ async def found_many(reads: Reads, refs: RefMaker, keys: Sequence[Any], names: S
                 if value is LARGE:
                     value = await reads.open(ref, entry)
                 if value is not MISS:
-                    found[key] = value
+                    found[key] = value if stamp is None or entry is None else stamp(ref, value, entry, near)
                     hits += 1
                     near_hits += near
                 if portion.done(weight(entry)):
@@ -102,7 +117,9 @@ def _each(
         yield ref, key in found, near
 
 
-def found_many_blocking(reads: Reads, refs: RefMaker, keys: Sequence[Any], names: Sequence[bytes]) -> dict[Any, Any]:
+def found_many_blocking(
+    reads: Reads, refs: RefMaker, keys: Sequence[Any], names: Sequence[bytes], stamp: Stamp | None = None
+) -> dict[Any, Any]:
     """Return the stored values by key, as `found_many`, in a blocked thread.
 
     The thread decodes the values itself, so that the loop stays free for all threads.
@@ -119,7 +136,7 @@ def found_many_blocking(reads: Reads, refs: RefMaker, keys: Sequence[Any], names
         for key, ref, (entry, near) in zip(some, wanted, looked, strict=True):
             value = reads.opened(ref, entry)
             if value is not MISS:
-                found[key] = value
+                found[key] = value if stamp is None or entry is None else stamp(ref, value, entry, near)
                 hits += 1
                 near_hits += near
         refs.counters.count_many(len(some), hits, near_hits)

@@ -6,7 +6,7 @@ from typing import Any, Literal, TypeVar
 
 from magnus_cache._engine.redis.retries import ask_twice
 from magnus_cache._engine.runtime.observers import CacheEvent, StoredValue
-from magnus_cache._engine.store.lives import Life
+from magnus_cache._engine.store.lives import CalendarLife, Life
 from magnus_cache._engine.store.local_writes import count_here
 from magnus_cache._engine.store.reads import Reads
 from magnus_cache._engine.store.records import KeyRef, Record
@@ -95,5 +95,6 @@ class Removals:
         :param record: None if only the fact is known.
         """
         if self.state.observers.active:
-            seconds = self.reads.lives.seconds(life, ref.name)
-            self.state.observers.stored(ref, place, StoredValue(record, seconds, loaded))
+            time, now = self.state.topology.time_of(ref.name), self.state.clock()
+            ttl = life.left(time, now) if isinstance(life, CalendarLife) else life
+            self.state.observers.stored(ref, place, StoredValue(record, ttl, loaded))

@@ -65,9 +65,7 @@ class Writes(Removals):
     def __init__(self, reads: Reads) -> None:
         super().__init__(reads)
         self.local = LocalWrites(reads, self._keep)
-        self._limiters: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, CapacityLimiter] = (
-            weakref.WeakKeyDictionary()
-        )
+        self._limiters = weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, CapacityLimiter]()
 
     # -- write ----------------------------------------------------------------------------------------------
 
@@ -157,6 +155,7 @@ class Writes(Removals):
             reason = self._why_refused(ref, fence)
             self.state.recorder.add(ref.name, NOT_STORED, None, reason)
             self.tell(FillRefused, ref, reason)
+            self.state.changes.refused((ref.name,), reason)
         elif ref.others:
             await self.remove_named([each.name for each in ref.others[1:]])
         return stored
@@ -219,7 +218,8 @@ class Writes(Removals):
         if stored:
             self.state.outbox.overwritten(ref.name, fence.outbox_position)
             ref.counters.stores += 1
-            self.tell_stored(ref, "redis", record, ttl, loaded=True)
+            if self.state.observers.active:
+                self.tell_stored(ref, "redis", record, ttl, loaded=True)
         else:
             self.state.stats.fenced_loads += 1
         return stored
@@ -307,8 +307,7 @@ class Writes(Removals):
         if size <= here:
             return work()
         # A limiter of our own: synchronous loaders that wait for this very value may use up the default one.
-        loop = asyncio.get_running_loop()
-        limiter = self._limiters.setdefault(loop, CapacityLimiter(_COMPRESSING))
+        limiter = self._limiters.setdefault(asyncio.get_running_loop(), CapacityLimiter(_COMPRESSING))
         return await to_thread.run_sync(work, limiter=limiter)
 
     def _stored(self, write: "Sent", stored: bool, source: "Connection", sent: float) -> bool:
@@ -382,6 +381,8 @@ class Writes(Removals):
         ref.counters.stores += kept
         if kept:
             self.tell_stored(ref, "memory", record, ttl, loaded=not supersedes)
+            if self.state.changes.active:
+                self.state.changes.kept(ref.name)
         return kept
 
     def _as_of(self, ref: KeyRef, record: Record) -> int:
