@@ -22,6 +22,7 @@ from magnus_cache._engine.runtime import access_log, access_writer
 from magnus_cache._engine.runtime.access_format import Kind, unpacked_column
 from magnus_cache.simulation import RecordingError, simulate
 from magnus_cache.simulation.files import Process, read_processes
+from magnus_cache.testing import EmbeddedCluster
 from tests.support.programs import ROOT, output_of
 from tests.support.recordings import blocks_in, files_in
 from tests.support.wait import wait_until_async
@@ -112,21 +113,15 @@ def test_no_key_and_no_value_is_in_a_file(cache: CacheManager, tmp_path: Path) -
         assert "all" not in text.replace("local", "")
 
 
-def test_two_recordings_have_different_hashes_of_one_key(cache: CacheManager, tmp_path: Path) -> None:
-    """So a guess can be checked by no one: the secret is in no file, and gone."""
-    keys = set()
+def test_two_recordings_have_different_hashes_of_one_key(tmp_path: Path) -> None:
+    """So no one can check a guess: the secret is in no file, and gone."""
+    keys: list[int | None] = []
     for name in ("one", "two"):
-        with cache.record_accesses(tmp_path / name):
+        with CacheManager(redis_enabled=False) as cache, cache.record_accesses(tmp_path / name):
             cache.get("t", SECRET_KEY)
         (row,) = the_one(tmp_path / name).rows
-        keys.add(row.key)
-    # One process without Redis has one secret as long as it lives; another process has another one.
-    script = "import sys; from magnus_cache import CacheManager\n"
-    script += "with CacheManager(redis_enabled=False) as cache, cache.record_accesses(sys.argv[1]):\n"
-    script += f"    cache.get('t', {SECRET_KEY!r})"
-    output_of("-c", script, str(tmp_path / "three"))
-    (row,) = the_one(tmp_path / "three").rows
-    assert row.key not in keys
+        keys.append(row.key)
+    assert keys[0] != keys[1]
 
 
 def test_sealed_values_leave_no_hash(tmp_path: Path) -> None:
@@ -150,6 +145,23 @@ def test_the_processes_of_a_fleet_hash_alike(url: str, tmp_path: Path) -> None:
     one, other = read_processes([tmp_path])
     assert one.header["group"] == other.header["group"]
     assert {row.key for row in one.rows} == {row.key for row in other.rows}
+    # In Redis' time: microseconds of the epoch.
+    assert min(row.at for process in (one, other) for row in process.rows) > 1.6e15
+
+
+def test_a_fleet_on_a_cluster_is_recorded(cluster: EmbeddedCluster, tmp_path: Path) -> None:
+    caches = [CacheManager(redis_url=cluster.url, redis_cluster=True) for _ in range(2)]
+    for cache in caches:
+        cache.record_accesses(tmp_path)
+    functions = [cache.cached("t", key="{key}")(lambda key: key) for cache in caches]
+    for number in range(60):
+        functions[number % 2](number // 2 % 10)
+    for cache in caches:
+        cache.close()
+    found = simulate(tmp_path)
+    assert found.notes == ()
+    assert found.agrees
+    assert found.as_recorded.total.loads == found.recorded.loads == 10
 
 
 def test_a_process_that_finds_redis_away_records_as_a_fleet_of_its_own(

@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, Self
 from magnus_cache._engine import codec
 from magnus_cache._engine.redis.exchange import Callback
 from magnus_cache._engine.redis.fleet_keys import FleetNames
-from magnus_cache._engine.redis.topology import Topology
 from magnus_cache._engine.runtime.access_format import SECRET_BYTES, Source
 from magnus_cache._engine.runtime.access_writer import AccessWriter, WriterPlan
 from magnus_cache._engine.runtime.clock import Clock
@@ -45,6 +44,9 @@ _SECRET_LIFE: Final = 6 * 3_600
 """Seconds that the secret stays after the last process has asked for it."""
 
 _ASKED_AGAIN: Final = 600.0
+_RETRY: Final = 1.0
+"""Seconds between two attempts that fail."""
+
 _LOOK: Final = 0.01
 _ENDING: Final = 10.0
 
@@ -59,7 +61,6 @@ class RecordedParts(Protocol):
     observers: Observers
     settings: "CacheSettings"
     stats: Stats
-    topology: Topology
 
 
 class AccessRecording:
@@ -127,6 +128,7 @@ class Recordings:
 
     def _forget_secret(self) -> None:
         self._secret: bytes | None = None
+        self._offset: int | None = None
         self._asked = float("-inf")
 
     def reset(self) -> None:
@@ -197,6 +199,9 @@ class Recordings:
         if self.writer is None or connection.clock() - self._asked < _ASKED_AGAIN or not connection.up:
             return
         self._asked = connection.clock()
+        if self._offset is None and connection.time.known:
+            # What is written last may be written after the connections are closed.
+            self._offset = connection.time.at(0.0)
         waiter = Callback(self._told, self._untold)
         offered = self._secret or secrets.token_bytes(SECRET_BYTES)
         try:
@@ -210,7 +215,7 @@ class Recordings:
             self._secret = secret
 
     def _untold(self, _: BaseException) -> None:
-        self._asked = float("-inf")
+        self._asked = self.clock() - _ASKED_AGAIN + _RETRY
 
     def secret(self) -> bytes | None:
         """Return the secret for hashes; None if the fleet's is not known yet. Called by the writer's thread."""
@@ -222,8 +227,7 @@ class Recordings:
 
     def offset(self) -> int | None:
         """Return the microseconds to add to the monotonic clock for Redis' time; None if that is not known."""
-        known = [connection.time for connection in self._parts.topology.established() if connection.time.known]
-        return known[0].at(0.0) if known else None
+        return self._offset
 
     def header(self) -> Mapping[str, Any]:
         """Return the settings that the process runs with."""
