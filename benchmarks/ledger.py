@@ -1,7 +1,7 @@
 """What `cost=` costs: ``python -m benchmarks.ledger``.
 
 CPU time of hits in memory and of loads, without Redis: in turns without a cost, with a number and with a function of
-the value.
+the value. Then the wall time of loads with Redis, in turns without and with a `spend_limit` of their namespace.
 """
 
 import statistics
@@ -9,7 +9,8 @@ import time
 from collections.abc import Callable
 from typing import Any, Final
 
-from magnus_cache import CacheManager
+from magnus_cache import CacheManager, Namespace
+from magnus_cache.embedded import EmbeddedServer
 
 _ROUNDS: Final = 41
 _HITS: Final = 20_000
@@ -49,6 +50,23 @@ def _loads(cache: CacheManager, cost: Any) -> Callable[[], None]:
     return call
 
 
+def _limited() -> None:
+    spaces = [Namespace("free"), Namespace("limited", spend_limit="1000000/day")]
+    with EmbeddedServer() as server, CacheManager(redis_url=server.url) as cache:
+        for cost in (0.001, len):
+            ratios = list[float]()
+            for turn in range(_ROUNDS):
+                took = list[float]()
+                for space in spaces:
+                    began = time.perf_counter()
+                    for number in range(_LOADS // 10):
+                        cache.get_or_set(space, f"{turn}:{number}:{cost}", str, cost=cost)
+                    took.append(time.perf_counter() - began)
+                ratios.append(took[1] / took[0])
+            kind = "a number" if isinstance(cost, float) else "a function"
+            print(f"a load with a spend_limit, cost is {kind}: {statistics.median(ratios):.2f} times of that without")
+
+
 def main() -> None:
     with CacheManager(redis_enabled=False) as cache:
 
@@ -71,6 +89,7 @@ def main() -> None:
             for name in ("number", "function"):
                 ratios = [one / other for one, other in zip(took[name], took["none"], strict=True)]
                 print(f"{what}, cost is a {name}: {statistics.median(ratios):.3f} times of that without")
+    _limited()
 
 
 if __name__ == "__main__":

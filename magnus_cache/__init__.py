@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from magnus_cache._engine.api.audit_report import AuditReport, AuditRow, TtlProposal
+    from magnus_cache._engine.api.changes import AsyncChanges, Changes
     from magnus_cache._engine.api.managers import (
         AsyncCacheManager,
         CacheManager,
@@ -23,7 +24,9 @@ if TYPE_CHECKING:
     from magnus_cache._engine.api.warming import WarmReport
     from magnus_cache._engine.codec import register_type
     from magnus_cache._engine.coordination.health import Health, NodeHealth
+    from magnus_cache._engine.coordination.recordings import AccessRecording
     from magnus_cache._engine.flights.context import NOT_MODIFIED, CurrentLoad, current_load
+    from magnus_cache._engine.policy.budgets import Budget
     from magnus_cache._engine.policy.calendars import CalendarTtl
     from magnus_cache._engine.policy.markets import market
     from magnus_cache._engine.policy.namespaces import (
@@ -46,10 +49,12 @@ if TYPE_CHECKING:
     from magnus_cache._engine.store.explanation import Explanation, KeyEvent
     from magnus_cache._engine.store.lifetimes import Lifetime
     from magnus_cache._engine.store.stamps import Stamped
+    from magnus_cache.changes import Change, Changed, Invalidated, Lost
     from magnus_cache.errors import (
         CacheArgumentError,
         CacheBatchEncodeError,
         CacheBatchError,
+        CacheBudgetError,
         CacheClosedError,
         CacheConflictError,
         CacheDeadlockError,
@@ -64,8 +69,10 @@ if TYPE_CHECKING:
         CacheTypeError,
         CacheUnavailableError,
         CacheValueTooLargeError,
+        RetryLater,
     )
     from magnus_cache.events import (
+        BudgetExceeded,
         CacheEvent,
         Cleared,
         Deleted,
@@ -79,6 +86,7 @@ if TYPE_CHECKING:
         OutageBegan,
         OutageEnded,
         PeerInvalidated,
+        SourcePaused,
         StaleServed,
         Stored,
         TagsInvalidated,
@@ -100,13 +108,18 @@ __all__ = [
     "TTL_MEDIUM",
     "TTL_REALTIME",
     "TTL_STATIC",
+    "AccessRecording",
     "AsyncCacheManager",
+    "AsyncChanges",
     "AsyncKeepWarm",
     "AuditReport",
     "AuditRow",
+    "Budget",
+    "BudgetExceeded",
     "CacheArgumentError",
     "CacheBatchEncodeError",
     "CacheBatchError",
+    "CacheBudgetError",
     "CacheClosedError",
     "CacheConflictError",
     "CacheDeadlockError",
@@ -128,6 +141,9 @@ __all__ = [
     "CacheUnavailableError",
     "CacheValueTooLargeError",
     "CalendarTtl",
+    "Change",
+    "Changed",
+    "Changes",
     "Cleared",
     "CurrentLoad",
     "Deleted",
@@ -138,12 +154,14 @@ __all__ = [
     "FleetProcess",
     "Health",
     "Hit",
+    "Invalidated",
     "KeepWarm",
     "KeyEvent",
     "LedgerRow",
     "Lifetime",
     "LoadEnded",
     "LoadStarted",
+    "Lost",
     "Miss",
     "Namespace",
     "NodeHealth",
@@ -151,6 +169,8 @@ __all__ = [
     "OutageBegan",
     "OutageEnded",
     "PeerInvalidated",
+    "RetryLater",
+    "SourcePaused",
     "StaleServed",
     "Stamped",
     "Stored",
@@ -183,13 +203,16 @@ __all__ = [
 __version__ = "0.1.0"
 
 _HOMES: Final = {
+    "_engine.api.changes": ("AsyncChanges", "Changes"),
     "_engine.codec": ("register_type",),
     "_engine.flights.context": (
         "NOT_MODIFIED",
         "CurrentLoad",
         "current_load",
     ),
+    "changes": ("Change", "Changed", "Invalidated", "Lost"),
     "events": (
+        "BudgetExceeded",
         "CacheEvent",
         "Cleared",
         "Deleted",
@@ -203,6 +226,7 @@ _HOMES: Final = {
         "OutageBegan",
         "OutageEnded",
         "PeerInvalidated",
+        "SourcePaused",
         "StaleServed",
         "Stored",
         "TagsInvalidated",
@@ -219,6 +243,7 @@ _HOMES: Final = {
         "CacheArgumentError",
         "CacheBatchEncodeError",
         "CacheBatchError",
+        "CacheBudgetError",
         "CacheClosedError",
         "CacheConflictError",
         "CacheDeadlockError",
@@ -233,6 +258,7 @@ _HOMES: Final = {
         "CacheTypeError",
         "CacheUnavailableError",
         "CacheValueTooLargeError",
+        "RetryLater",
     ),
     "_engine.runtime.observers": ("Observation",),
     "_engine.store.explanation": ("Explanation", "KeyEvent"),
@@ -240,6 +266,7 @@ _HOMES: Final = {
     "_engine.store.lifetimes": ("Lifetime",),
     "_engine.store.stamps": ("Stamped",),
     "_engine.coordination.health": ("Health", "NodeHealth"),
+    "_engine.coordination.recordings": ("AccessRecording",),
     "_engine.api.managers": (
         "AsyncCacheManager",
         "CacheManager",
@@ -254,6 +281,7 @@ _HOMES: Final = {
     "_engine.policy.calendars": ("CalendarTtl",),
     "_engine.policy.markets": ("market",),
     "_engine.policy.until": ("until",),
+    "_engine.policy.budgets": ("Budget",),
     "_engine.policy.namespaces": (
         "TTL_FOREVER",
         "TTL_LONG",

@@ -12,6 +12,7 @@ __all__ = [
     "CacheArgumentError",
     "CacheBatchEncodeError",
     "CacheBatchError",
+    "CacheBudgetError",
     "CacheClosedError",
     "CacheConflictError",
     "CacheDeadlockError",
@@ -27,6 +28,7 @@ __all__ = [
     "CacheUnavailableError",
     "CacheValueTooLargeError",
     "Reason",
+    "RetryLater",
 ]
 
 Reason = Literal[
@@ -38,6 +40,13 @@ Reason = Literal[
 
 The reason ``"unsettled"`` is not listed, because it never leaves the cache.
 """
+
+
+_LONG = 100
+"""Seconds from which on parts of a second are not told."""
+
+_LONGEST_PAUSE = 86_400.0
+"""Seconds of the longest pause of a source."""
 
 
 class CacheError(Exception):
@@ -187,6 +196,54 @@ class CacheTimeoutError(CacheError, TimeoutError):
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[str, float]]:
         return partial(type(self), goes_on=self.goes_on), (self.namespace, self.seconds)
+
+
+class CacheBudgetError(CacheError, RuntimeError):
+    """A load was held back by a limit on its source, and there is no stale value to serve.
+
+    :ivar namespace: the namespace of the value.
+    :ivar retry_after: seconds until the source may be asked again, as far as this is known.
+    :ivar problem: which limit it is.
+    """
+
+    def __init__(self, namespace: str, retry_after: float, problem: str) -> None:
+        wait = f"{retry_after:.0f}" if retry_after >= _LONG else f"{retry_after:.3g}"
+        super().__init__(
+            f"a value for namespace {str(namespace)!r} was not loaded, as {problem}; ask again in {wait} s, "
+            "or give the namespace a grace, so that stale values are served meanwhile, a longer hard_timeout, or a "
+            "higher limit"
+        )
+        self.namespace = namespace
+        self.retry_after = retry_after
+        self.problem = problem
+
+    def __reduce__(self) -> tuple[type, tuple[str, float, str]]:
+        return type(self), (self.namespace, self.retry_after, self.problem)
+
+
+class RetryLater(CacheError):  # noqa: N818  # what a loader raises reads as an order to the cache
+    """Raised by a loader whose source refuses for now, as with HTTP 429: pauses the source for the whole fleet.
+
+    The source is that of the load's `budget`, or else its namespace. Until the pause is over, callers get stale values
+    within the grace, or wait up to the ``hard_timeout`` and are served then, or get `CacheBudgetError`::
+
+        reply = await client.get(url)
+        if reply.status_code == 429:
+            raise RetryLater(float(reply.headers.get("Retry-After", 1)))
+
+    :param seconds: for how long, more than 0 and at most a day; a longer pause is cut there.
+    :ivar seconds: the same.
+    :raises CacheArgumentError: for seconds that are no such number.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not seconds > 0:
+            raise CacheArgumentError("seconds", f"give a number of seconds, more than 0, not {seconds!r}")
+        super().__init__(f"the source asks for a pause of {seconds:g} s")
+        self.seconds = min(float(seconds), _LONGEST_PAUSE)
+
+    def __reduce__(self) -> tuple[type, tuple[float]]:
+        return type(self), (self.seconds,)
 
 
 class CacheRecursionError(CacheError, RuntimeError):

@@ -2,12 +2,15 @@
 
 A key in an event is the full name of its value in Redis, as `explain` shows it, such as ``"magnus:prices:AAPL"``. An
 event about several keys has None as its key, and `count` says how many they are.
+
+The records at the end are what `changes` yields: what changed in one namespace, by any process.
 """
 
 from dataclasses import dataclass, fields
 from typing import Literal
 
 __all__ = [
+    "BudgetExceeded",
     "CacheEvent",
     "Cleared",
     "Deleted",
@@ -21,6 +24,7 @@ __all__ = [
     "OutageBegan",
     "OutageEnded",
     "PeerInvalidated",
+    "SourcePaused",
     "StaleServed",
     "Stored",
     "TagsInvalidated",
@@ -142,6 +146,34 @@ class LoadEnded(CacheEvent):
     error: BaseException | None = None
     background: bool = False
     count: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class BudgetExceeded(CacheEvent):
+    """A load was held back: the budget of its source is used up for now, or the source is paused.
+
+    :ivar source: the name of the bucket, such as ``"quotes"`` or ``"quotes:schwab:*"``.
+    :ivar retry_after: seconds until its turn, as far as this is known.
+    :ivar waits: whether the load waits for its turn. If not, its callers get stale values or `CacheBudgetError`.
+    """
+
+    namespace: str
+    key: str | None
+    source: str
+    retry_after: float
+    waits: bool
+
+
+@dataclass(frozen=True, slots=True)
+class SourcePaused(CacheEvent):
+    """A loader of this process has raised `RetryLater`, which pauses its source for the whole fleet.
+
+    :ivar source: as in `BudgetExceeded`.
+    """
+
+    namespace: str
+    source: str
+    seconds: float
 
 
 # -- writes -----------------------------------------------------------------------------------------------------

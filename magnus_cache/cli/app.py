@@ -8,7 +8,7 @@ from typing import Annotated, Any, Final
 import typer
 
 from magnus_cache import __version__
-from magnus_cache.cli import audits, bills, dashboards, doctor, drills, figures, programs, values
+from magnus_cache.cli import audits, bills, dashboards, doctor, drills, figures, programs, simulations, values
 from magnus_cache.cli.common import CommandError
 
 __all__ = ["app", "main"]
@@ -42,7 +42,7 @@ def _options(
     """
 
 
-for _part in (doctor, figures, bills, audits, values, programs, dashboards, drills):
+for _part in (doctor, figures, bills, audits, values, programs, dashboards, drills, simulations):
     _part.add_to(app)
 
 

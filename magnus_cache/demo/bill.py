@@ -2,7 +2,7 @@
 
 from typing import Any, Final
 
-from magnus_cache import AsyncCacheManager
+from magnus_cache import AsyncCacheManager, CacheBudgetError, Namespace
 from magnus_cache.demo.environment import Context
 
 __all__ = ["the_bill"]
@@ -19,6 +19,12 @@ _QUESTIONS: Final = (
 """Of one user; all users ask the same."""
 
 _USERS: Final = 2
+
+_REPORT: Final = 0.0005
+"""Dollars that a report costs."""
+
+_LIMITED: Final = 5
+"""Reports that are asked for, one more than the limit allows."""
 
 
 def _price(reply: dict[str, Any]) -> float:
@@ -63,4 +69,22 @@ async def the_bill(context: Context) -> None:
     console.check(
         abs(spent - paid) < 1e-9 and abs(spent + saved - whole) < 1e-9,
         f"each of {len(set(_QUESTIONS))} questions was paid for once, and what was spent and saved is the whole price",
+    )
+    if context.environment.server is not None:
+        await _the_limit(context)
+
+
+async def _the_limit(context: Context) -> None:
+    """Load from a namespace with a limit until the fleet has spent it."""
+    space, answered, refusal = Namespace("research", spend_limit="0.002/day"), 0, ""
+    try:
+        for number in range(_LIMITED):
+            await context.cache.get_or_set(space, number, lambda: "It depends.", cost=_REPORT)
+            answered += 1
+    except CacheBudgetError as error:
+        refusal = str(error)
+    context.console.say(f"The next one is refused: {refusal}.")
+    context.console.check(
+        answered == _LIMITED - 1,
+        f'with spend_limit="0.002/day", {_LIMITED - 1} reports of ${_REPORT} are loaded in the fleet, and no more',
     )

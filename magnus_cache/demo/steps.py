@@ -11,6 +11,7 @@ from typing import Final
 
 from magnus_cache import AsyncCacheManager, CacheNamespaces
 from magnus_cache.demo.bill import the_bill
+from magnus_cache.demo.broker import rate_limited_broker
 from magnus_cache.demo.closing_bell import closing_bell
 from magnus_cache.demo.console import Console, Row, summary, table
 from magnus_cache.demo.environment import Context, Environment, open_environment
@@ -72,6 +73,7 @@ async def _steps(environment: Environment, console: Console) -> None:
         await closing_bell(context)
         await _statistics(context)
         await the_bill(context)
+        await rate_limited_broker(context)
         if environment.server is None:
             await _without_redis(context)
         else:

@@ -46,6 +46,8 @@ _OF_NAMESPACES: Final = {
     "negative_hits": ("negative_hits", "{lookup}", "Remembered errors that were raised again."),
     "timeouts": ("timeouts", "{caller}", "Callers that stopped waiting for a load."),
     "overloads": ("overloads", "{load}", "Loads that were not started, because too many ran in the background."),
+    "held_back": ("held_back_loads", "{load}", "Loads that waited for the budget of their source or were refused."),
+    "pauses": ("pauses", "{load}", "Loads that paused their source with RetryLater."),
     "refused": ("refused_writes", "{value}", "Writes that Redis refused."),
     "seal_failures": ("seal_failures", "{value}", "Values of sealed namespaces that could not be opened."),
     "unreadable": ("unreadable_values", "{value}", "Stored values that could not be read."),

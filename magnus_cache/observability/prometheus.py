@@ -58,6 +58,8 @@ _OF_NAMESPACES: Final = {
     "negative_hits": ("negative_hits", "Remembered errors that were raised again."),
     "timeouts": ("timeouts", "Callers that stopped waiting for a load."),
     "overloads": ("overloads", "Loads that were not started, because too many ran in the background."),
+    "held_back": ("held_back_loads", "Loads that waited for the budget of their source or were refused by it."),
+    "pauses": ("pauses", "Loads that paused their source with RetryLater."),
     "refused": ("refused_writes", "Writes that Redis refused."),
     "seal_failures": ("seal_failures", "Values of sealed namespaces that could not be opened, or were not sealed."),
     "unreadable": ("unreadable_values", "Stored values that could not be read, and counted as misses."),

@@ -17,12 +17,12 @@ CAUGHT: Final = "except (Exception, asyncio.CancelledError) as error:"
 
 @guard(f"{HERE}::test_what_is_written_in_one_step_is_told")
 def without_telling_what_redis_has_written_in_one_step() -> None:
-    rewrite(AtomicWrites.written, 'self.tell(Stored, ref, "redis")', "pass")
+    rewrite(AtomicWrites.written, 'self.tell_stored(ref, "redis", record, life)', "pass")
 
 
 @guard(f"{HERE}::test_what_is_written_in_one_step_is_told")
 def without_telling_what_memory_has_stored_in_one_step() -> None:
-    rewrite(AtomicMemory.store, 'self._writes.tell(Stored, ref, "memory")', "pass")
+    rewrite(AtomicMemory.store, 'self._writes.tell_stored(ref, "memory", record, ttl)', "pass")
 
 
 @guard(f"{HERE}::test_each_hit_is_told_once_while_hits_are_observed")

@@ -1,6 +1,7 @@
 """``python -m tests.dashboard.pictures``: the pictures of the documentation, of real programs and a real Redis."""
 
 import io
+import os
 import re
 import subprocess
 import sys
@@ -122,6 +123,7 @@ def _save(png: bytes, name: str) -> None:
 
 def main() -> None:
     FOLDER.mkdir(exist_ok=True)
+    os.environ["MAGNUS_CACHE_CURRENCY"] = "$"
     with (
         tempfile.TemporaryDirectory() as folder,
         EmbeddedServer() as server,

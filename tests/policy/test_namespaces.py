@@ -28,7 +28,7 @@ FRESHNESS: dict[str, Any] = {
 }  # fmt: skip
 FULL: dict[str, Any] = {
     "ttl": 90.0, "l1": False, "l1_ttl": 5.0, "max_value_bytes": 100, "share": True, "compress": True, "version": 2,
-    "l1_max_entries": None, "offline": 7.0, "local": False, "seal": True, "strict": True,
+    "budget": None, "l1_max_entries": None, "offline": 7.0, "local": False, "seal": True, "strict": True,
     "codec": (pickle.dumps, pickle.loads),
     **FRESHNESS,
 }  # fmt: skip

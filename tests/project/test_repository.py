@@ -47,7 +47,7 @@ MOST_LINES = 430
 MOST_FLOORS = 14
 MOST_ARROWS = 110
 MOST_PARAMETERS = 6
-USERS = {"cli", "dashboard", "integrations", "observability"}
+USERS = {"cli", "dashboard", "integrations", "observability", "simulation"}
 """What is beside the house, not in it."""
 
 MANY_PARAMETERS = {
@@ -258,7 +258,7 @@ def test_the_house_stays_small() -> None:
     """Rooms may not import each other in a circle; and a newcomer has to find the way from the top to the bottom."""
     found = arrows()
     # These use the house as any program does; nothing but the way in imports them.
-    assert [room for room, others in found.items() if others & USERS] == ["__main__"]
+    assert [room for room, others in found.items() if others & USERS and room not in USERS] == ["__main__"]
     for room in (*USERS, "__main__"):
         del found[room]
     assert floors(found) <= MOST_FLOORS

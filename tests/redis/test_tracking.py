@@ -112,7 +112,7 @@ async def test_the_server_keeps_no_table(url: str, raw: redis.Redis, monkeypatch
         await one.set_many("t", {f"k{number}": number for number in range(300)}, tags="x")
         assert len(await two.get_many("t", [f"k{number}" for number in range(300)])) == 300
         await two.get_or_set("t", "loaded", lambda: 1, tags="y")
-        assert raw.info("stats")["tracking_total_prefixes"] == 5
+        assert raw.info("stats")["tracking_total_prefixes"] == 6
         assert tracked(raw) == 0
 
 

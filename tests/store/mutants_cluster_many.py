@@ -5,9 +5,9 @@ from typing import Any, Final
 from magnus_cache._engine.redis.cluster_calls import Together
 from magnus_cache._engine.redis.cluster_pipeline import ClusterPipeline
 from magnus_cache._engine.redis.cluster_view import ClusterView
-from magnus_cache._engine.store import writes_many
+from magnus_cache._engine.store import transactions
 from magnus_cache._engine.store.records import KeyRef
-from magnus_cache._engine.store.writes_many import ValuesToWrite
+from magnus_cache._engine.store.transactions import ValuesToWrite
 from tests.support.guards import guard, put, rewrite
 
 HERE: Final = "tests/store/test_cluster_many.py"
@@ -31,7 +31,7 @@ def without_keeping_values_by_the_epochs_of_their_groups() -> None:
     def first(part: ValuesToWrite) -> dict[KeyRef, Any]:
         return {part.refs.ref(part.names[0]): range(len(part.names))}
 
-    put(writes_many, "alike", first)
+    put(transactions, "alike", first)
 
 
 @guard(f"{HERE}::test_values_of_one_call_are_written_by_node")

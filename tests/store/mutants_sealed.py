@@ -11,9 +11,10 @@ from magnus_cache._engine.store.lifetimes import Lifetimes
 from magnus_cache._engine.store.portions import Portion
 from magnus_cache._engine.store.reads import Reads
 from magnus_cache._engine.store.removals import Removals
+from magnus_cache._engine.store.transactions import ValuesToWrite
 from magnus_cache._engine.store.values import Coding
 from magnus_cache._engine.store.writes import Writes
-from magnus_cache._engine.store.writes_many import ManyWrites, ValuesToWrite
+from magnus_cache._engine.store.writes_many import ManyWrites
 from tests.support.guards import guard, rewrite
 
 HERE: Final = "tests/store/test_sealed.py"

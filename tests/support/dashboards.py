@@ -92,6 +92,9 @@ _WORKLOADS: Final = (
     ("kalshi_markets", "app.kalshi.active_markets", 310, 0.90, 0.65, 0.190),
 )
 
+_PRICES: Final = {"llm_responses": 4_000_000}
+"""What a load costs, in billionths of a dollar."""
+
 
 def busy_history(cache: CacheManager, minutes: int = 125, ahead: int = 0) -> None:
     """Publish what a fleet of some processes may have counted in the last minutes, one report a minute.
@@ -105,7 +108,8 @@ def busy_history(cache: CacheManager, minutes: int = 125, ahead: int = 0) -> Non
         swing = 1.0 + 0.35 * math.sin(back / 19) + chance.uniform(-0.08, 0.08)
         cold = 0.75 if back in range(40, 44) else 1.0
         for namespace, function, calls, hits, near, seconds in _WORKLOADS:
-            counters = stats.child(namespace, function)
+            price = _PRICES.get(namespace, 0)
+            counters = stats.child(namespace, function, price)
             count = int(calls * swing)
             counters.misses = int(count * (1 - hits * cold * chance.uniform(0.98, 1.0)))
             counters.l1_hits = int((count - counters.misses) * near)
@@ -114,6 +118,7 @@ def busy_history(cache: CacheManager, minutes: int = 125, ahead: int = 0) -> Non
             counters.load_errors = int(counters.loads * 0.002)
             counters.load_micros = int(counters.loads * seconds * 1e6 * chance.uniform(0.9, 1.1))
             counters.stores = counters.loads
+            counters.spent_nanos = price * counters.loads
             for _ in range(min(counters.loads, 60)):
                 stats.load_latency.add(seconds * chance.lognormvariate(0, 0.5), max(1, counters.loads // 60))
             for _ in range(60):

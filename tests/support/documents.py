@@ -113,7 +113,7 @@ PUBLIC = tuple(
             "magnus_cache.integrations.openai", "magnus_cache.integrations.pytest",
             "magnus_cache.integrations.sqlalchemy", "magnus_cache.observability.grafana",
             "magnus_cache.observability.opentelemetry", "magnus_cache.observability.prometheus",
-            "magnus_cache.protocols", "magnus_cache.testing",
+            "magnus_cache.protocols", "magnus_cache.simulation", "magnus_cache.testing",
         ),
     )
 )  # fmt: skip

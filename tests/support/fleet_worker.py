@@ -13,13 +13,15 @@ import sys
 import threading
 import time
 import traceback
+import urllib.error
+import urllib.request
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import redis
 
-from magnus_cache import AsyncCacheManager, CacheManager
+from magnus_cache import AsyncCacheManager, CacheBudgetError, CacheManager, Namespace, RetryLater
 
 PATIENCE = 25
 """Seconds that a load waits at its gate, or a crowd for its last member."""
@@ -219,6 +221,30 @@ class Worker:
     async def stop_reading(self) -> list[Read]:
         self._reading = False
         return [read for log in await asyncio.gather(*self._readers) for read in log]
+
+    # -- budgets ----------------------------------------------------------------------------------------------
+
+    async def ask_source(
+        self, source: str, keys: list[str], budget: str | None, hard_timeout: float
+    ) -> list[str]:  # fmt: skip
+        """Load keys from an HTTP server that limits calls, all at once; return the values, or names of errors."""
+        namespace = Namespace("limited", ttl=60, budget=budget, hard_timeout=hard_timeout)
+
+        def fetch(key: str) -> str:
+            try:
+                with urllib.request.urlopen(f"{source}?{key}", timeout=PATIENCE) as reply:  # of this machine
+                    return str(reply.read().decode())
+            except urllib.error.HTTPError as error:
+                with error:
+                    raise RetryLater(float(error.headers["Retry-After"])) from error
+
+        async def get(key: str) -> str:
+            try:
+                return await self._cache.get_or_set(namespace, key, lambda: fetch(key))
+            except CacheBudgetError as error:
+                return type(error).__name__
+
+        return list(await asyncio.gather(*map(get, keys)))
 
     # -- the conversation -------------------------------------------------------------------------------------
 

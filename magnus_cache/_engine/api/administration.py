@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterable
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from magnus_cache._engine.api.audit_report import AuditReport, report_of
+from magnus_cache._engine.api.changes import MOST_WAITING, AsyncChanges, async_changes
 from magnus_cache._engine.api.explain import explain
 from magnus_cache._engine.api.fleet import audits, history, ledger, processes
 from magnus_cache._engine.api.life import AsyncLife
@@ -49,6 +50,26 @@ class AsyncAdministration(AsyncLife):
         """
         check_loop()
         return scan(self._engine, namespace, match)
+
+    def changes(
+        self, namespace: str, *, match: str = "*", keys: Iterable[Any] | None = None, max_waiting: int = MOST_WAITING
+    ) -> AsyncChanges:
+        """Return an async iterator over what changes in a namespace from its start on, in any process.
+
+        It yields `Changed` for a key, `Invalidated` for a clear or a tag, and `Lost` where changes may have been
+        missed. It starts with ``async with``, or with the first step of ``async for``. A key that is told and not taken
+        yet is not told twice: read its value when you are told. Whoever reads after the start, and again when told,
+        ends with the present value.
+
+        :param match: a glob for the keys as their callers wrote them, as in `scan`.
+        :param keys: these keys only, told as they are given here; hashable.
+        :param max_waiting: changes that may wait to be taken; one `Lost` takes their place if there are more.
+        :raises CacheArgumentError: for a namespace, glob or key that cannot be used.
+        :raises CacheSettingsError: with ``tracking="off"``: then Redis announces nothing.
+        :raises CacheClosedError: if the cache is closed.
+        :raises CacheUnavailableError: while iterating: if Redis refuses to announce changes to this user.
+        """
+        return async_changes(self._engine, namespace, match, keys, max_waiting)
 
     async def explain(self, namespace: str, key: Any) -> Explanation:
         """Return what the cache knows about a key: where its value is, its age, why it is a miss, and who loads it.

@@ -15,6 +15,7 @@ from magnus_cache._engine import codec
 from magnus_cache._engine.api.asynchronous import AsyncCache
 from magnus_cache._engine.api.atomic import BlockingAtomic
 from magnus_cache._engine.api.audit_report import AuditReport, report_of
+from magnus_cache._engine.api.changes import MOST_WAITING, Changes, blocking_changes
 from magnus_cache._engine.api.documented import documented_by
 from magnus_cache._engine.api.engine import Engine
 from magnus_cache._engine.api.local_stats import local_stats
@@ -45,7 +46,7 @@ from magnus_cache._engine.policy.options import (
 )
 from magnus_cache._engine.policy.tags import AnyTags, TagRule, check_tags
 from magnus_cache._engine.runtime.annotations import readable
-from magnus_cache._engine.runtime.durations import seconds
+from magnus_cache._engine.runtime.durations import Duration, seconds
 from magnus_cache._engine.runtime.fleet_totals import FleetProcess
 from magnus_cache._engine.runtime.ledger import LedgerBy, LedgerRow
 from magnus_cache._engine.runtime.stats import CacheStats
@@ -383,6 +384,17 @@ class BlockingCache(BlockingAtomic, BlockingReading, BlockingWarmJobs):
                 yield key
         finally:
             self._call(keys.aclose)
+
+    def changes(
+        self, namespace: str, *, match: str = "*", keys: Iterable[Any] | None = None,
+        timeout: Duration | None = None, max_waiting: int = MOST_WAITING,
+    ) -> Changes:  # fmt: skip
+        """Do what `AsyncCache.changes` does, in blocking code: with ``with`` and ``for``.
+
+        :param timeout: seconds without a change after which the iteration ends; another one continues. 0 takes what
+            waits already. None waits until the iterator or the cache is closed.
+        """
+        return blocking_changes(self._engine, namespace, match, keys, timeout, max_waiting)
 
     def explain(self, namespace: str, key: Any) -> Explanation:
         """Do what `AsyncCache.explain` does, in blocking code."""

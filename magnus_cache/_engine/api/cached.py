@@ -177,6 +177,8 @@ class FunctionCache:
         self.memo: dict[Any, KeyRef] = {}
         self.hits = None if keys.shape is None else FunctionMemo(keys.shape)
         engine.state.namespaces.watch(self)
+        if options.budgets is not None:
+            engine.state.sources.use()
 
     def ref(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> KeyRef:
         """Return where the value of a call lives; remember it by plain arguments."""

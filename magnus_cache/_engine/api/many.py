@@ -109,7 +109,7 @@ async def load_many(engine: Engine, request: BatchRequest) -> dict[Any, Any]:
         await in_turns(search.hold_back())
     if not search.missing:
         return await in_turns(search.results({}, {}))
-    request = request._replace(fresh=search.fresh)
+    request = request._replace(fresh=search.fresh, spare=engine.stale.have_stale(search.missing, search.stale))
     batch = Batch(engine.loads, request, call, _source(request.function or loader))
     return await in_turns(search.results(*await batch.run(list(search.missing.values()))))
 
@@ -141,7 +141,8 @@ def load_many_blocking(engine: Engine, request: BatchRequest) -> dict[Any, Any]:
     if not search.missing:
         return at_once(search.results({}, {}))
     wanted, source = list(search.missing.values()), _source(request.function or loader)
-    request = request._replace(fresh=search.fresh, blocks=running_loop())
+    spare = engine.stale.have_stale(search.missing, search.stale)
+    request = request._replace(fresh=search.fresh, blocks=running_loop(), spare=spare)
 
     def batch(call: CallLoader) -> Awaitable[tuple[dict[bytes, Any], dict[Any, Exception]]]:
         return Batch(engine.loads, request, call, source).run(wanted)

@@ -137,6 +137,7 @@ class ProcessCache:
 
     def _share(self, state: State) -> None:
         state.special, state.disabling, state.observers = self._special, self._disabling, self.observers
+        state.recordings.resume()
 
     def check(self) -> None:
         """Import what the first use needs, and check the settings, so that mistakes are reported early.

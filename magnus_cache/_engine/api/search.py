@@ -39,7 +39,7 @@ class Search:
         self.missing: dict[bytes, BatchItem] = {}
         self._names: dict[Any, bytes] = {}
         self._values: dict[bytes, Any] = {}
-        self._stale: dict[bytes, Entry] = {}
+        self.stale: dict[bytes, Entry] = {}
         self.notes: dict[bytes, Note] | None = None
 
     def add(self, items: Iterable[BatchItem]) -> None:
@@ -79,7 +79,7 @@ class Search:
             if self.notes is not None and entry is not None:
                 self._note(item, entry, near=near, stale=False)
         elif entry is not None and not entry.negative:
-            self._stale[name] = entry
+            self.stale[name] = entry
             if self.notes is not None:
                 # If it is served after all; a load notes something else.
                 self._note(item, entry, near=near, stale=True)
@@ -93,7 +93,7 @@ class Search:
         """Serve stale values, in steps, for keys whose load has just failed."""
         for count, (name, item) in enumerate(list(self.missing.items()), 1):
             if item.ref.freshness.grace:
-                value = self._engine.stale.stale_while_throttled(item.ref, self._stale.get(name))
+                value = self._engine.stale.stale_while_throttled(item.ref, self.stale.get(name))
                 if value is not MISS:
                     self._values[name] = value
                     del self.missing[name]
@@ -117,7 +117,7 @@ class Search:
             error = errors.get(item.key)
             if error is None:
                 continue
-            if (value := self._engine.stale.stale_on_error(item.ref, error, self._stale.get(name))) is not MISS:
+            if (value := self._engine.stale.stale_on_error(item.ref, error, self.stale.get(name))) is not MISS:
                 values[name] = value
                 del errors[item.key]
         results = {key: values[name] for key, name in self._names.items() if name in values}

@@ -15,7 +15,7 @@ from magnus_cache._engine.runtime.portal import NoThreadError
 from magnus_cache._engine.runtime.turns import Step, turn
 from magnus_cache._engine.store.batch_keys import RefMaker, are_distinct
 from magnus_cache._engine.store.records import Began, KeyRef
-from magnus_cache._engine.store.writes_many import ValuesToWrite
+from magnus_cache._engine.store.transactions import ValuesToWrite
 
 __all__ = ["set_many", "set_many_blocking"]
 

@@ -189,6 +189,10 @@ class Epochs:
         """Return the same for a value of one cached function, all of which have this tag."""
         return self.function_epoch_names(namespace, tag)
 
+    def copies(self, name: bytes) -> list[bytes]:
+        """Return the names in Redis of all copies of an epoch: on a single server, there is one."""
+        return [name]
+
     def tag_name_for(self, tag: str, name: bytes) -> bytes:
         """Return the name of a tag's epoch that a value with this name is judged by."""
         return self.tag_name(tag)

@@ -41,6 +41,8 @@ class Acts:
         """Note that a value has got a new time to live, in seconds."""
         self._parts.recorder.add_act(name, "touched", ttl)
         if self._parts.observers.active:
+            if (log := self._parts.observers.log) is not None:
+                log.touched(name, ttl)
             self._parts.observers.tell(Touched, str(namespace), text(name), ttl)
 
     def deleting(self, names: Sequence[bytes]) -> CallSite | None:
@@ -54,6 +56,8 @@ class Acts:
     def deleted(self, namespace: str, names: Sequence[bytes], removed: int, site: CallSite | None) -> None:
         """Tell that values were removed, and how many there were."""
         if self._parts.observers.active:
+            if (log := self._parts.observers.log) is not None:
+                log.deleted(names)
             fields = str(namespace), texts(names), removed, site_text(site), len(names)
             self._parts.observers.tell(Deleted, *fields)
 
@@ -69,6 +73,8 @@ class Acts:
         """Tell that values were cleared, and how many of them Redis has removed."""
         self._parts.elsewhere.expect_scope(scope, over=True)
         if self._parts.observers.active:
+            if (log := self._parts.observers.log) is not None:
+                log.cleared(scope)
             self._parts.observers.tell(Cleared, str(target), removed, site_text(site))
 
     def invalidating(self, tags: Sequence[str], function: str | None = None) -> CallSite | None:
@@ -86,6 +92,8 @@ class Acts:
         """Tell that tags were invalidated."""
         if not self._parts.observers.active:
             return
+        if (log := self._parts.observers.log) is not None:
+            log.invalidated(tags)
         if function is None:
             self._parts.observers.tell(TagsInvalidated, tuple(map(str, tags)), site_text(site))
         else:

@@ -45,6 +45,7 @@ class Announcements:
         self._server = local.epochs.names.server
         self._memory = local.memory
         self._leases = local.leases
+        self._sources = local.sources
         self._flights = local.flights
         self._failover = failover
         self._epochs = epochs
@@ -63,6 +64,8 @@ class Announcements:
                 self._leases.announced(value_name(name), connection)
             elif name == self._server:
                 self._restore_identity(connection)
+            elif name == self._sources.pauses_key:
+                self._sources.announced(connection)
             else:
                 self._epochs.announced(name, connection, needed=bool(len(self._flights)))
         if own and self._own is not None:

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
 from magnus_cache._engine.coordination.announcements import Announcements
+from magnus_cache._engine.coordination.changes import Changes
 from magnus_cache._engine.coordination.connection_log import ConnectionLog
 from magnus_cache._engine.coordination.epoch_renewals import EpochRenewals
 from magnus_cache._engine.coordination.failover import FailoverGuard
@@ -12,7 +13,10 @@ from magnus_cache._engine.coordination.fleet_stats import FleetStats
 from magnus_cache._engine.coordination.generations import OutageGenerations
 from magnus_cache._engine.coordination.happenings import Happenings
 from magnus_cache._engine.coordination.leases import Leases
+from magnus_cache._engine.coordination.recordings import Recordings
 from magnus_cache._engine.coordination.replay import Replayer
+from magnus_cache._engine.coordination.sources import Sources
+from magnus_cache._engine.coordination.spending import Spending
 from magnus_cache._engine.outage.outbox import Outbox
 from magnus_cache._engine.redis.events import Arrival
 from magnus_cache._engine.redis.exchange import Connection
@@ -34,6 +38,7 @@ class Parts(Protocol):
     """The parts of a `State` that receive connection events."""
 
     announcements: Announcements
+    changes: Changes
     clock: Clock
     elsewhere: Happenings
     epoch_renewals: EpochRenewals
@@ -46,7 +51,10 @@ class Parts(Protocol):
     leases: Leases
     log: ConnectionLog
     outbox: Outbox
+    recordings: Recordings
     replayer: Replayer
+    sources: Sources
+    spending: Spending
     stats: Stats
     topology: Topology
 
@@ -93,6 +101,7 @@ class ConnectionEvents:
         self._parts.elsewhere.beat()
         self._parts.epoch_renewals.beat(connection)
         self._parts.fleet_stats.beat(connection)
+        self._parts.recordings.beat(connection)
 
     def measured(self, sent: float, reads: int) -> None:
         """Count the latency of some reads."""
@@ -116,11 +125,16 @@ class ConnectionEvents:
         self._parts.log.connected(connection, node)
         self._parts.elsewhere.connected(node)
         self._parts.fleet_log.arm()
+        self._parts.recordings.beat(connection)
+        self._parts.sources.connected(connection)
+        self._parts.spending.report()
         if self._parts.journal is not None:
             # Again: another process may have created the file since the last connection was lost.
             self._parts.journal.mark_unread()
         if self._parts.outbox.pending:
             self._parts.replayer.begin(connection)
+        if self._parts.changes.active:
+            self._parts.changes.connected()
 
     def remapped(self) -> None:
         """React to slots that have moved: what was stored here while their node was away is to be confirmed."""

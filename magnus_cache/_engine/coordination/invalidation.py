@@ -5,7 +5,9 @@ from typing import Final
 
 from magnus_cache._engine.coherence.epochs import Epochs
 from magnus_cache._engine.coherence.trust import UnsharedTrust
+from magnus_cache._engine.coordination.changes import Changes
 from magnus_cache._engine.coordination.leases import Leases
+from magnus_cache._engine.coordination.sources import Sources
 from magnus_cache._engine.flights.flights import Flights
 from magnus_cache._engine.memory.batches import BatchCache
 from magnus_cache._engine.memory.clear_log import NamePattern, Scope
@@ -17,12 +19,14 @@ _NAMES: Final = 256
 
 
 class Invalidation:
-    """The part of a `State` that invalidates: memory, running loads, leases and epochs."""
+    """The part of a `State` that invalidates: memory, running loads, leases and epochs; and what it announces."""
 
     memory: BatchCache
     flights: Flights
     leases: Leases
     epochs: Epochs
+    changes: Changes
+    sources: Sources
 
     def outdated(self, name: bytes) -> None:
         """Drop all values that an epoch covers, in constant time, and detach their running loads."""
@@ -36,6 +40,8 @@ class Invalidation:
         if (stamp := self.epochs.stamp_of(name)) is not None:
             self.memory.invalidate_tag(stamp)
         self.epochs.invalidated((name,))
+        if self.changes.active:
+            self.changes.untagged(name)
 
     def forget_prefix(self, prefix: bytes) -> None:
         """Drop all values whose names have this prefix, and detach their running loads."""
@@ -52,6 +58,8 @@ class Invalidation:
         self.leases.invalidated_matching(covered)
         self.memory.clear_matching(scope)
         self.flights.detach_matching(covered)
+        if self.changes.active:
+            self.changes.cleared(scope)
 
     def forget_names(self, names: Sequence[bytes]) -> None:
         """Drop some values, and void the loads of them that began before."""
@@ -62,6 +70,8 @@ class Invalidation:
             self.memory.invalidate_many(some)
             # Again, as in `_forget`.
             self.flights.detach_many(some)
+        if self.changes.active:
+            self.changes.forgotten(names)
 
     def forget_read(self, names: Iterable[bytes]) -> None:
         """Drop what was read from Redis of some values; keep those that only this process has."""

@@ -6,12 +6,14 @@ import sys
 from concurrent.futures import wait
 from typing import TYPE_CHECKING
 
+from magnus_cache._engine.coordination.changes import Changes
 from magnus_cache._engine.coordination.connection_log import ConnectionLog
 from magnus_cache._engine.coordination.fleet_log import FleetLog
 from magnus_cache._engine.coordination.fleet_stats import FleetStats
 from magnus_cache._engine.coordination.generations import OutageGenerations
 from magnus_cache._engine.coordination.invalidation import Invalidation
 from magnus_cache._engine.coordination.jobs import Jobs
+from magnus_cache._engine.coordination.recordings import Recordings
 from magnus_cache._engine.coordination.replay import Replayer
 from magnus_cache._engine.outage.breaker import Breaker
 from magnus_cache._engine.outage.outbox import Outbox
@@ -42,6 +44,7 @@ class LifeCycle(Invalidation):
 
     closed: bool
     breaker: Breaker
+    changes: Changes
     fleet_log: FleetLog
     fleet_stats: FleetStats
     generations: OutageGenerations
@@ -51,6 +54,7 @@ class LifeCycle(Invalidation):
     log: ConnectionLog
     outbox: Outbox
     portal: BackgroundLoops
+    recordings: Recordings
     replayer: Replayer
     topology: Topology
 
@@ -67,6 +71,7 @@ class LifeCycle(Invalidation):
             return
         self.closed = True
         self.lane.end()
+        ends = self.changes.stop()
         try:
             # Before all else: they give up their leases, for which others wait.
             await self.jobs.aclose(CLOSE_TIMEOUT)
@@ -79,13 +84,14 @@ class LifeCycle(Invalidation):
             if replayer := self.replayer.stop():
                 await asyncio.wait(replayer)
             # Waited for: if the end of the loop cancelled a connection again, its transport would stay half-closed.
-            ending = [ended for loop, ended in self.topology.stop() if loop in (here, self.portal.loop)]
+            ending = [ended for loop, ended in (*ends, *self.topology.stop()) if loop in (here, self.portal.loop)]
             waited = [asyncio.wrap_future(ended) for ended in ending]
             if waited:
                 await asyncio.wait(waited, timeout=CLOSE_TIMEOUT)
             await self.portal.aclose()
             if self.journal is not None:
                 await self.journal.aclose(CLOSE_TIMEOUT)
+            await self.recordings.aclose()
             while self.memory.shrink():
                 await turn()
         finally:
@@ -105,6 +111,7 @@ class LifeCycle(Invalidation):
         check_waiting()
         self.closed = True
         self.lane.end()
+        ends = self.changes.stop()
         try:
             self.jobs.close(CLOSE_TIMEOUT)
             with contextlib.suppress(CacheClosedError):
@@ -117,11 +124,12 @@ class LifeCycle(Invalidation):
             if (report := self.final_report(but=running_loop())) is not None:
                 wait([report], CLOSE_TIMEOUT)
             self.replayer.stop()
-            ending = self.topology.stop()
+            ending = [*ends, *self.topology.stop()]
             wait([ended for loop, ended in ending if loop is self.portal.loop], CLOSE_TIMEOUT)
             self.portal.close()
             if self.journal is not None:
                 self.journal.close(CLOSE_TIMEOUT)
+            self.recordings.close()
             while self.memory.shrink():
                 pass  # Between two calls, other threads can take the GIL.
         finally:
@@ -173,8 +181,10 @@ class LifeCycle(Invalidation):
         self.jobs.end()
         self.replayer.stop()
         self.lane.end()
+        self.changes.stop()
         self.topology.stop()
         self.portal.end()
+        self.recordings.end()
         if self.journal is not None:
             self.journal.end()
         else:

@@ -6,6 +6,7 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from magnus_cache._engine import codec
@@ -15,6 +16,7 @@ from magnus_cache._engine.coherence.epoch_names import EpochNames
 from magnus_cache._engine.coherence.epochs import Epochs
 from magnus_cache._engine.coordination.acts import Acts
 from magnus_cache._engine.coordination.announcements import Announcements
+from magnus_cache._engine.coordination.changes import Changes
 from magnus_cache._engine.coordination.connection_events import ConnectionEvents
 from magnus_cache._engine.coordination.connection_log import ConnectionLog
 from magnus_cache._engine.coordination.epoch_renewals import EpochRenewals
@@ -29,7 +31,10 @@ from magnus_cache._engine.coordination.leases import Leases
 from magnus_cache._engine.coordination.life_cycle import LifeCycle
 from magnus_cache._engine.coordination.offline import OfflineBounds
 from magnus_cache._engine.coordination.own_writes import OwnWrites
+from magnus_cache._engine.coordination.recordings import Recordings
 from magnus_cache._engine.coordination.replay import Replayer
+from magnus_cache._engine.coordination.sources import SourceLimits, Sources
+from magnus_cache._engine.coordination.spending import Spending, SpendingParts
 from magnus_cache._engine.flights.flights import Flights
 from magnus_cache._engine.keys.names import Keyspace
 from magnus_cache._engine.memory.key_locks import KeyLocks
@@ -156,13 +161,13 @@ class State(LifeCycle, OfflineBounds):
         self.outbox = _outbox(self, is_cluster=is_cluster)
         self.events = ConnectionEvents(self, self.abandoned)
         limits = self._limits()
-        parts = (limits, self.breaker, self.events, self.clock, self.check_open)
         is_watched = deployment is not None and deployment.kind == "sentinel"
-        self.topology = (
-            _cluster_topology(deployment, *parts) if is_cluster
-            else _sentinel_topology(deployment, *parts) if is_watched
-            else Topology(self.endpoint, *parts)
+        make: Callable[..., Topology] = (
+            partial(_cluster_topology, deployment) if is_cluster
+            else partial(_sentinel_topology, deployment) if is_watched
+            else partial(Topology, self.endpoint)
         )  # fmt: skip
+        self.topology = make(limits, self.breaker, self.events, self.clock, self.check_open)
         self.lane = Lane(self.endpoint, limits, self.epochs, self.clock, self.events.measured)
         self.client = _cluster_client(self) if is_cluster else Client(self.topology, database)
         self.leases = Leases(self.flights.detach_flight, self.client)
@@ -176,6 +181,7 @@ class State(LifeCycle, OfflineBounds):
         self.closed = False
         self.disabling: set[object] = set()
         self._values = f"{self.keyspace.prefix}:".encode()
+        self.changes = Changes(self, self._values, make if self.endpoint else None, limits)
         self.elsewhere = Happenings(self, self.outdated)
         arrived, outdated = self.elsewhere.arrived, self.elsewhere.outdated
         self.failover = FailoverGuard(self.epochs, self.client, self.outbox, self._values, arrived)
@@ -191,6 +197,16 @@ class State(LifeCycle, OfflineBounds):
             self.client, names, lambda: self.fleet_stats.instance, self.topology.established, self.clock,
             enabled=settings.recorder_keys > 0 and self.endpoint is not None,
         )  # fmt: skip
+        self.recordings = Recordings(self, names)
+        has_redis = self.endpoint is not None
+        self.sources = Sources(
+            self.client, self.keyspace, SourceLimits(has_redis, names, settings.max_staleness),
+            lambda: self.fleet_stats.instance, self.clock, self.stats,
+        )  # fmt: skip
+        spending = SpendingParts(
+            has_redis, lambda: self.fleet_stats.instance, self.sources.fleet, self.topology.time_of
+        )  # fmt: skip
+        self.spending = Spending(self.client, self.keyspace, spending, self.clock)
         self.acts = Acts(self)
         # On a cluster, what a value stands on depends on its slot, too: there a read finds it out.
         own = OwnWrites(self.memory, self.client) if settings.tracking == "prefix" and not is_cluster else None
@@ -317,7 +333,8 @@ class State(LifeCycle, OfflineBounds):
             self.memory, self.flights, self.portal, self.stats, self.notices, self.breaker, self.outbox, self.epochs,
             self.leases, self.generations, self.abandoned, self.workers, self.epoch_renewals, self.topology,
             self.lane, self.replayer, self.fleet_stats, self.observers,
-            self.recorder, self.fleet_log, self.elsewhere, self.jobs,
+            self.recorder, self.fleet_log, self.elsewhere, self.changes, self.jobs, self.recordings, self.sources,
+            self.spending,
         ):  # fmt: skip
             own.reset()
         if self.journal is not None:

@@ -74,24 +74,25 @@ class Glob:
 
     :param prefix: the required prefix of names.
     :param globs: globs of full names, with keys as their callers wrote them.
+    :ivar prefix: as given.
     """
 
-    __slots__ = ("_globs", "_prefix", "_shapes")
+    __slots__ = ("_globs", "_shapes", "prefix")
 
     def __init__(self, prefix: bytes, *globs: str) -> None:
-        self._prefix = prefix
+        self.prefix = prefix
         self._globs = globs
         self._shapes = [_Shape.of(glob) for glob in globs]
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Glob) and (self._prefix, self._globs) == (other._prefix, other._globs)
+        return isinstance(other, Glob) and (self.prefix, self._globs) == (other.prefix, other._globs)
 
     def __hash__(self) -> int:
-        return hash((self._prefix, self._globs))
+        return hash((self.prefix, self._globs))
 
     def fullmatch(self, name: bytes) -> bytes | None:
         """Return a full Redis name if the clear covers it, else None, like `re.Pattern.fullmatch`."""
-        if not name.startswith(self._prefix):
+        if not name.startswith(self.prefix):
             return None
         shapes = self._shapes
         if b"~" not in name and b"%" not in name:

@@ -22,13 +22,14 @@ from magnus_cache._engine.loading.loads import Loads
 from magnus_cache._engine.loading.money import count_load
 from magnus_cache._engine.loading.request import BatchItem, BatchRequest, LoadRequest
 from magnus_cache._engine.loading.results import PreparedValue
+from magnus_cache._engine.loading.spend_gate import give_back
 from magnus_cache._engine.runtime.clock import monotonic
 from magnus_cache._engine.runtime.loop_end import cancel, loop_task
 from magnus_cache._engine.runtime.turns import Step, turn
 from magnus_cache._engine.runtime.waiters import running_loop
-from magnus_cache._engine.store.records import MISS
+from magnus_cache._engine.store.records import MISS, KeyRef
 from magnus_cache._engine.store.stamps import Note
-from magnus_cache.errors import CacheTypeError
+from magnus_cache.errors import CacheTypeError, RetryLater
 
 __all__ = ["Batch", "CallLoader"]
 
@@ -106,12 +107,15 @@ class Batch:
         self._pending: _Pending = []
         self._calls: set[_Call] = set()
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._ref: KeyRef | None = None
+        self._began = 0.0
 
     async def run(self, items: Sequence[BatchItem]) -> tuple[dict[bytes, Any], dict[Any, Exception]]:
         """Return the values by name, without keys that the loader omitted, and the errors by key."""
         values: dict[bytes, Any] = {}
         errors: dict[Any, Exception] = {}
         self._loop = asyncio.get_running_loop()
+        self._ref, self._began = items[0].ref if items else None, monotonic()
         for start in range(0, len(items), _MOST_KEYS):
             part = items[start : start + _MOST_KEYS]
             for item, outcome in zip(part, await self._load_part(part), strict=True):
@@ -232,6 +236,7 @@ class Batch:
                 # Valid for callers with the same loader; others that joined this flight ask their own.
                 flight.look.left_out_by = self._source
                 flight.look.tags = item.tags
+                give_back(self._loads.reads.state, item.ref, request.options, 1)
                 return LoadedValue(MISS, None)
             cost = count_load(self._loads.reads.state, request, started)
             if isinstance(value, PreparedValue):
@@ -259,6 +264,19 @@ class Batch:
             self._calls.add(call)
             call.task.add_done_callback(lambda _: self._calls.discard(call))
 
+    async def _permitted(self, keys: Sequence[Any], flights: Sequence[Flight]) -> Any:
+        """Call the loader, once its source may be asked: again after a pause that it has asked for."""
+        permits, ref = self._loads.permits, self._ref
+        while True:
+            if ref is not None and permits.limits(ref):
+                await permits.enter_batch(self._request, ref, flights, self._began)
+            try:
+                return await self._call(keys, flights)
+            except RetryLater as later:
+                if ref is None:
+                    raise
+                await permits.paused(ref, self._request.options, flights, later)
+
     async def _load(self, pending: _Pending) -> None:
         try:
             keys, flights = list[Any](), list[Flight]()
@@ -272,7 +290,7 @@ class Batch:
                 flight.began = now
             # A batch loader replaces no single value, even if it runs within the load of one.
             with as_current_load(CurrentLoad()):
-                answers = await self._call(keys, flights) if keys else {}
+                answers = await self._permitted(keys, flights) if keys else {}
             if not isinstance(answers, Mapping):
                 kind = type(answers).__name__
                 raise CacheTypeError("batch_loader", f"it has to return a mapping of keys to values, not {kind}")

@@ -21,6 +21,7 @@ from magnus_cache._engine.loading.loads import Loads
 from magnus_cache._engine.loading.money import count_load, count_loads
 from magnus_cache._engine.loading.request import BatchItem, BatchRequest, LoadRequest
 from magnus_cache._engine.loading.results import PreparedValue
+from magnus_cache._engine.loading.spend_gate import give_back
 from magnus_cache._engine.policy.calendars import CalendarTtl
 from magnus_cache._engine.runtime.clock import monotonic
 from magnus_cache._engine.runtime.loop_end import cancel, loop_task
@@ -31,7 +32,7 @@ from magnus_cache._engine.store.batch_keys import RefMaker
 from magnus_cache._engine.store.fills_many import Filling, FillOrigin
 from magnus_cache._engine.store.lives import CalendarLife
 from magnus_cache._engine.store.records import MISS, Began
-from magnus_cache._engine.store.writes_many import ValuesToWrite
+from magnus_cache._engine.store.transactions import ValuesToWrite
 from magnus_cache.freshness import NO_POLICY
 
 __all__ = ["BatchResults", "Portion", "TogetherLoad"]
@@ -317,6 +318,7 @@ class BatchResults:
 
     async def _leave_out(self, places: Sequence[int]) -> None:
         """Deliver that the loader omitted some keys."""
+        give_back(self._loads.reads.state, self._ref, self._request.options, len(places))
         self._load.close(places)
         for start in range(0, len(places), _TOGETHER):
             some = places[start : start + _TOGETHER]
@@ -352,6 +354,8 @@ class BatchResults:
         """Deliver errors of the loader, by place, and release the leases."""
         if self._ref.freshness is NO_POLICY:
             self._ref.counters.load_errors += len(errors)
+            first = next(iter(errors.values()))
+            give_back(self._loads.reads.state, self._ref, self._request.options, len(errors), first)
             names = [self._load.items[place].ref.name for place in errors]
             self._loads.reads.state.recorder.add_many(names, "load failed", code_of(self._request.options.function))
         else:

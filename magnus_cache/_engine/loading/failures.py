@@ -12,6 +12,7 @@ from typing import Any, Final
 from magnus_cache._engine.flights.flight import LOADING, Flight
 from magnus_cache._engine.policy.options import LoadOptions
 from magnus_cache._engine.runtime.log import RateLimitedLog
+from magnus_cache.errors import CacheBudgetError
 
 __all__ = ["LoadFailures", "function_name", "loader_name"]
 
@@ -43,6 +44,8 @@ class LoadFailures:
 
     def report(self, flight: Flight, error: BaseException) -> None:
         """Log the error of a load that no caller waited for."""
+        if isinstance(error, CacheBudgetError):
+            return  # The budget works as it should, and the statistics count it.
         self._log(flight, flight.key, flight.namespace, error, "")
 
     def report_current(self, key: bytes, namespace: str, error: BaseException, then: str) -> None:

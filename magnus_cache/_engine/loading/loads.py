@@ -9,7 +9,6 @@ from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any, TypeGuard, TypeVar, cast
 
-from magnus_cache._engine.codec.versions import new_version
 from magnus_cache._engine.coordination.leases import Fence
 from magnus_cache._engine.flights.context import (
     CURRENT,
@@ -24,8 +23,11 @@ from magnus_cache._engine.loading.joining import JoinRules
 from magnus_cache._engine.loading.loaded_value import LoadedValue
 from magnus_cache._engine.loading.money import count_load
 from magnus_cache._engine.loading.own_loop import wait_for
+from magnus_cache._engine.loading.permits import Permits
+from magnus_cache._engine.loading.remembered import error_record
 from magnus_cache._engine.loading.request import BatchRequest, LoadRequest
 from magnus_cache._engine.loading.results import PreparedValue, ResultPreparer
+from magnus_cache._engine.loading.spend_gate import give_back
 from magnus_cache._engine.loading.throttle import RetryThrottle
 from magnus_cache._engine.loading.uncached import uncached
 from magnus_cache._engine.loading.unstorable import Unstorable
@@ -40,11 +42,10 @@ from magnus_cache._engine.runtime.turns import at_once, in_turns
 from magnus_cache._engine.runtime.workers import is_async
 from magnus_cache._engine.store.fills_many import ManyFills
 from magnus_cache._engine.store.local_values import tagged
-from magnus_cache._engine.store.negative import encode_error
 from magnus_cache._engine.store.reads import Reads
-from magnus_cache._engine.store.records import MISS, Began, KeyRef, Record
+from magnus_cache._engine.store.records import MISS, Began, KeyRef
 from magnus_cache._engine.store.revalidation import tags_of
-from magnus_cache.errors import CacheValueTooLargeError
+from magnus_cache.errors import CacheBudgetError, RetryLater
 from magnus_cache.freshness import NO_POLICY
 
 __all__ = ["LoadedValue", "Loads"]
@@ -65,6 +66,7 @@ class Loads:
         self.flights = reads.state.flights
         self.clock = reads.state.clock
         self.throttle = RetryThrottle(reads.state.clock)
+        self.permits = Permits(reads.state, self.throttle)
         self._failures = LoadFailures(reads.state.notices)
         self.flights.on_unheard_error = self._failures.report
         self.unstorable = Unstorable(reads.state.flights, writes)
@@ -125,19 +127,27 @@ class Loads:
         fence = self.to_load(request, flight, got, opened)
         if isinstance(fence, LoadedValue):
             return fence
-        ref, load, started = request.ref, CurrentLoad(fence.previous), monotonic()
+        ref, load, began = request.ref, CurrentLoad(fence.previous), monotonic()
         try:
-            try:
-                # In the context of the flight's own task.
-                before = CURRENT.set(load)
+            while True:
+                if ref.namespace.limited or self._state.sources.active:
+                    await self.permits.enter(request, flight, began)
+                started = monotonic()
                 try:
-                    with self.span(request, flight):
-                        value = await self.call(request.loader, str(ref.namespace))
-                finally:
-                    CURRENT.reset(before)
-            except Exception as error:
-                await self.record_failure(request, error, started, fence)
-                raise
+                    # In the context of the flight's own task.
+                    before = CURRENT.set(load)
+                    try:
+                        with self.span(request, flight):
+                            value = await self.call(request.loader, str(ref.namespace))
+                    finally:
+                        CURRENT.reset(before)
+                except RetryLater as later:
+                    await self.permits.paused(ref, request.options, (flight,), later)
+                    continue
+                except Exception as error:
+                    await self.record_failure(request, error, started, fence)
+                    raise
+                break
             return await self.store_result(request, value, count_load(self._state, request, started), fence, load)
         finally:
             fence.close()
@@ -215,13 +225,21 @@ class Loads:
             fence = self.to_load(request, flight, got, opened)
             if isinstance(fence, LoadedValue):
                 return fence
-            load, started = CurrentLoad(fence.previous), monotonic()
-            try:
-                with as_current_load(load), self.span(request, flight):
-                    value = self.called_blocking(loader)
-            except Exception as error:
-                call(self.record_failure, request, error, started, fence)
-                raise
+            load, began = CurrentLoad(fence.previous), monotonic()
+            while True:
+                if self.permits.limits(ref):
+                    call(self.permits.enter, request, flight, began)
+                started = monotonic()
+                try:
+                    with as_current_load(load), self.span(request, flight):
+                        value = self.called_blocking(loader)
+                except RetryLater as later:
+                    call(self.permits.paused, ref, request.options, (flight,), later)
+                    continue
+                except Exception as error:
+                    call(self.record_failure, request, error, started, fence)
+                    raise
+                break
             cost = count_load(self._state, request, started)
             # Encoded in this thread: all threads share the loop.
             prepared = at_once(self.preparer.steps(request, value, load))
@@ -322,31 +340,15 @@ class Loads:
         ref, freshness = request.ref, request.ref.freshness
         self._state.recorder.add_call(ref.name, "load failed", request.options.function, type(error).__name__)
         ref.counters.load_errors += 1
-        if freshness is NO_POLICY or fence.flight.loop_stopped:
+        give_back(self._state, ref, request.options, 1, error)
+        if freshness is NO_POLICY or fence.flight.loop_stopped or isinstance(error, CacheBudgetError):
             return
         ttl = freshness.negative_ttl(error)
         if ttl is None:
             self._hold_back(ref, error)
-            return
-        # If tags depend on the value, the error has none, and no invalidation of a tag would reach it.
-        payload = None if fence.flight.look.tags is None else encode_error(error)
-        if payload is None:
-            kind = type(error).__name__
-            if fence.flight.look.tags is None:
-                why = "its tags are a function of the value; give them as texts or templates of the arguments"
-            else:
-                why = "not all of its parts can be stored; let the loader raise an error that has plain data only"
-            what = f"a {kind} of namespace {str(ref.namespace)!r} is not remembered, as {why}"
-            self._state.notices.warn(f"negative:{ref.namespace}:{kind}", what)
-            return
-        try:
-            self._reads.check_size(ref, payload)
-        except CacheValueTooLargeError as too_large:
-            self._state.notices.warn(f"size:{ref.namespace}", f"not remembered: {too_large}")
-        else:
-            record = Record(None, payload, len(payload), new_version(), tags=request.tags, negative=True)
-            record = record._replace(cost=monotonic() - started, began=Began(fence.flight.began))
-            await self._writes.fill(ref, record, payload, ttl, fence)
+        elif (found := error_record(self._reads, request, error, fence)) is not None:
+            record = found[0]._replace(cost=monotonic() - started, began=Began(fence.flight.began))
+            await self._writes.fill(ref, record, found[1], ttl, fence)
 
     def _hold_back(self, ref: KeyRef, error: Exception) -> None:
         """Pause the loads of a key after an error, if a stale value can be served meanwhile."""
@@ -373,6 +375,9 @@ class Loads:
 
         :raises Exception: if its preparation failed.
         """
+        if request.ref.namespace.spending is not None:
+            # Before the value is stored: what was spent is known even if this process dies now.
+            self._state.spending.report()
         if prepared.error is not None:
             raise prepared.error
         ref, rule = request.ref, request.options.tags

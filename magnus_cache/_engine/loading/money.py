@@ -72,6 +72,9 @@ def paid_for(state: "State", request: LoadRequest[Any], value: Any) -> int:
         return 0
     # In two steps: another thread may count between a call and the end of its line.
     counters.spent_nanos += paid
+    if (limit := request.ref.namespace.spending) is not None:
+        # Of a price that was known before, the gate has taken care.
+        state.spending.spent(request.ref.namespace, limit, paid)
     return paid
 
 

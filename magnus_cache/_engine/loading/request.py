@@ -35,6 +35,7 @@ class LoadRequest(NamedTuple, Generic[T]):
     :ivar on_wait: called if another process holds the lease.
     :ivar note: is told when the load of the value began, for a stamped call; None for other calls.
     :ivar background: whether the cache itself asks for it, and no caller waits.
+    :ivar spare: whether the caller has a stale value to serve, so that the load need not wait for its source.
     """
 
     ref: KeyRef
@@ -48,6 +49,7 @@ class LoadRequest(NamedTuple, Generic[T]):
     on_wait: Callable[[], object] | None = None
     note: Note | None = None
     background: bool = False
+    spare: bool = False
 
     @property
     def strict(self) -> bool:
@@ -85,6 +87,7 @@ class BatchRequest(NamedTuple):
     :ivar fresh: whether to use no existing values.
     :ivar blocks: the event loop that is blocked while the caller waits.
     :ivar notes: gets a note of each value by its name, for a stamped call; None for other calls.
+    :ivar spare: whether there is a stale value for each key, so that the load need not wait for its source.
     """
 
     keys: Sequence[Any]
@@ -95,6 +98,7 @@ class BatchRequest(NamedTuple):
     fresh: bool = False
     blocks: asyncio.AbstractEventLoop | None = None
     notes: dict[bytes, Note] | None = None
+    spare: bool = False
 
     def of_key(self, item: BatchItem, source: Any = None) -> LoadRequest[Any]:
         """Return the request for one key, to be loaded together with others.

@@ -6,14 +6,14 @@ once. Calls without a policy come here only to load.
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from functools import partial
 from typing import Any, Final, TypeVar
 
 from magnus_cache._engine.flights.background import WaitExpiredError
 from magnus_cache._engine.loading.loads import Loads
 from magnus_cache._engine.loading.money import count_saved
-from magnus_cache._engine.loading.request import LoadRequest
+from magnus_cache._engine.loading.request import BatchItem, LoadRequest
 from magnus_cache._engine.memory.entry import Entry
 from magnus_cache._engine.policy.calendars import CalendarTtl
 from magnus_cache._engine.policy.modes import Mode
@@ -24,7 +24,7 @@ from magnus_cache._engine.runtime.waiters import running_loop
 from magnus_cache._engine.store.reads import Reads
 from magnus_cache._engine.store.records import LARGE, MISS, KeyRef, age_of
 from magnus_cache._engine.store.stamps import Note, Stamped
-from magnus_cache.errors import CacheDeadlockError, CacheError, CacheTimeoutError, CacheTypeError
+from magnus_cache.errors import CacheBudgetError, CacheDeadlockError, CacheError, CacheTimeoutError, CacheTypeError
 from magnus_cache.freshness import FreshnessState, classify
 
 __all__ = ["StalePolicy"]
@@ -130,6 +130,8 @@ class StalePolicy:
         allowed = soft if soft is not None else policy.hard_timeout
         if allowed is not None:
             request = request._replace(max_wait=max(0.0, began + allowed - monotonic()))
+        if stale is not MISS:
+            request = request._replace(spare=True)
         try:
             return await self._loads.load(request)
         except WaitExpiredError as error:
@@ -219,7 +221,7 @@ class StalePolicy:
                     self._state.portal.call(partial(self._begin_refresh, request, entry))
             return found  # type: ignore[no-any-return]  # what was stored is what the loader returned
         try:
-            return self._loads.load_blocking(request)
+            return self._loads.load_blocking(request if found is MISS else request._replace(spare=True))
         except Exception as error:
             if not self._may_serve_stale(ref, error, found):
                 raise
@@ -240,6 +242,16 @@ class StalePolicy:
         :param entry: the entry that was found before the load, or None.
         """
         return self._stale_value(ref, entry) if self._may_serve_stale(ref, error, None) else MISS
+
+    def have_stale(self, items: Mapping[bytes, BatchItem], entries: Mapping[bytes, Entry]) -> bool:
+        """Return whether each of some keys has a value that may be served stale.
+
+        :param entries: the entries that were found, by name.
+        """
+        return len(entries) >= len(items) and all(
+            item.ref.freshness.grace and self._freshness_of(item.ref, entries.get(name)) is not FreshnessState.GONE
+            for name, item in items.items()
+        )
 
     def _stale_value(self, ref: KeyRef, entry: Entry | None) -> Any:
         if not ref.freshness.grace:
@@ -345,6 +357,8 @@ class StalePolicy:
         There must be a stale value. Errors that the policy remembers (`negative`) are raised, and so are errors that
         report a mistake in the program.
         """
+        if isinstance(error, CacheBudgetError):
+            return stale is not MISS
         if stale is MISS or ref.freshness.negative_ttl(error) is not None:
             return False
         return not isinstance(error, CacheError) or isinstance(error, CacheTimeoutError)

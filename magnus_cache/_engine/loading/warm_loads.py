@@ -28,6 +28,7 @@ from magnus_cache._engine.runtime.clock import monotonic
 from magnus_cache._engine.runtime.loop_end import call_on_loop, cancel, loop_task
 from magnus_cache._engine.runtime.waiters import Abandoned, Failed, Loaded, Outcome
 from magnus_cache._engine.runtime.workers import is_async
+from magnus_cache.errors import RetryLater
 
 __all__ = ["WarmLoads", "WarmRequest"]
 
@@ -306,7 +307,7 @@ class WarmLoads:
                 await asyncio.wait([cancelled])
             elif job.keys is None:
                 await self._load_alone(job)
-            elif self._is_async:
+            elif self._is_async or self._loads.permits.limits(job.item.ref):
                 await self._load(job)
             else:
                 await self._load_in_thread(job)
@@ -331,11 +332,13 @@ class WarmLoads:
 
     async def _load(self, job: _Job) -> None:
         started, value, error = monotonic(), None, None
+        assert job.keys is not None
         LOADING.set(self._enter(job))  # in this task's own context
+        request, flight = self._request.of_key(job.item), job.keys.flights[job.number]
+        call = partial(self._loads.call, request.loader, str(request.ref.namespace))
         try:
-            with as_current_load(CurrentLoad()), self._span(job):
-                call = partial(self._request.loader, job.item.key)
-                value = await self._loads.call(call, str(job.item.ref.namespace))
+            with as_current_load(CurrentLoad()):
+                started, value = await self._loads.permits.warmed(request, flight, call, partial(self._span, job))
         except Exception as failure:  # noqa: BLE001  # raised by all callers of this key
             error = failure
         self._put(job, error, value, started)
@@ -344,6 +347,10 @@ class WarmLoads:
         """Have a thread load a key, and further keys while that is fast: to go to a thread costs more than they do."""
         namespace = str(job.item.ref.namespace)
         for loaded, error, value, started in await self._loads.call(partial(self._called, job), namespace):
+            if isinstance(error, RetryLater) and (flight := loaded.flight) is not None:
+                await self._loads.permits.paused(loaded.item.ref, self._request.options, (flight,), error)
+                await self._load(loaded)
+                continue
             if error is None and inspect.isawaitable(value):
                 # A lambda around a coroutine function does not look like one until it is called.
                 error, value = await self._awaited(loaded, value)

@@ -11,7 +11,7 @@ from magnus_cache._engine.codec.envelope import MOST_TAGS
 from magnus_cache._engine.keys.names import shorten
 from magnus_cache.errors import CacheArgumentError
 
-__all__ = ["function_tag", "visible_tags", "with_function_tag"]
+__all__ = ["function_tag", "is_of_function", "name_of_function", "visible_tags", "with_function_tag"]
 
 _START: Final = "~function:"
 """The prefix of these tags; as in keys, ``~`` marks what the cache itself adds."""
@@ -39,3 +39,22 @@ def with_function_tag(tags: tuple[str, ...], function: tuple[str, ...]) -> tuple
 def visible_tags(tags: tuple[str, ...]) -> tuple[str, ...]:
     """Return the tags that the caller gave."""
     return tuple(tag for tag in tags if not tag.startswith(_START))
+
+
+def name_of_function(namespace: str, tag: str) -> str | None:
+    """Return the name of the function in a namespace whose values may have a tag; None if there is none.
+
+    Of a tag that was shortened, the name is the beginning and a digest, and the namespace may be a similar one.
+    """
+    if not tag.startswith(_START):
+        return None
+    head, text = f"{namespace}:", tag[len(_START) :]
+    if text.startswith(head):
+        return text[len(head) :]
+    shown, mark, _ = text.partition("~#")
+    return text if mark and head.startswith(shown) else None
+
+
+def is_of_function(tag: str) -> bool:
+    """Return whether a tag is that of the values of a cached function."""
+    return tag.startswith(_START)

@@ -14,8 +14,10 @@ from magnus_cache._engine.codec.compression import Compression, checked_compress
 from magnus_cache._engine.keys.names import check_name
 from magnus_cache._engine.keys.versions import Version, checked_version
 from magnus_cache._engine.policy.audits import checked_audit
+from magnus_cache._engine.policy.budgets import AnyBudget, Budget, BudgetRules, checked_budget
 from magnus_cache._engine.policy.calendars import CalendarTtl, Ttl, checked_ttl
 from magnus_cache._engine.policy.codecs import checked_codec
+from magnus_cache._engine.policy.spending import SpendLimit, checked_limit
 from magnus_cache._engine.runtime.annotations import readable
 from magnus_cache._engine.runtime.durations import Duration, seconds
 from magnus_cache._engine.runtime.numbers import whole
@@ -83,6 +85,10 @@ class Namespace(str):
     :param strict: raise `CacheEncodeError` if the result of a load cannot be stored, instead of returning it.
     :param audit: the share of hits of cached functions and of `get_or_set`, 0 to 1, whose value is loaded again in the
         background and compared; see `audit_report`. Give it before functions are decorated.
+    :param budget: how many loads the whole fleet may begin: ``"60/min"``, a `Budget`, or a mapping of patterns of keys
+        to these, such as ``{"{broker}:*": "5/s"}``, with a bucket for each value of the placeholder; None for no limit.
+    :param spend_limit: what loads may cost in the whole fleet, by their `cost`: ``"5.00/day"``, ``/hour`` or
+        ``/month``, of UTC. Past it only stale values are served, else `CacheBudgetError` is raised; None for no limit.
     :param freshness: what may be done with values that expire soon or have expired: ``grace``, ``soft_timeout``,
         ``hard_timeout``, ``early``, ``jitter``, ``retry``, ``negative``; see `Freshness`.
     :raises CacheArgumentError: (a `ValueError`) for an invalid argument, naming it.
@@ -103,11 +109,17 @@ class Namespace(str):
     codec: tuple[Callable[[Any], bytes], Callable[[bytes], Any]] | None
     strict: bool
     audit: float
+    budget: Budget | dict[str, Budget] | None
+    spend_limit: str | None
     freshness: Freshness
+    budgets: BudgetRules | None
+    spending: SpendLimit | None
+    limited: bool
+    """Whether something limits its loads: one attribute to test before a load."""
 
     __slots__ = (
-        "audit", "codec", "compress", "freshness", "l1", "l1_max_entries", "l1_ttl", "local", "max_value_bytes",
-        "offline", "seal", "share", "strict", "ttl", "version",
+        "audit", "budget", "budgets", "codec", "compress", "freshness", "l1", "l1_max_entries", "l1_ttl", "limited",
+        "local", "max_value_bytes", "offline", "seal", "share", "spend_limit", "spending", "strict", "ttl", "version",
     )  # fmt: skip
 
     DEFAULTS: ClassVar[dict[str, Any]] = {
@@ -125,6 +137,8 @@ class Namespace(str):
         "codec": None,
         "strict": False,
         "audit": 0.0,
+        "budget": None,
+        "spend_limit": None,
         "grace": NO_POLICY.grace,
         "soft_timeout": NO_POLICY.soft_timeout,
         "hard_timeout": NO_POLICY.hard_timeout,
@@ -153,6 +167,8 @@ class Namespace(str):
         codec: tuple[Callable[[Any], bytes], Callable[[bytes], Any]] | None = None,
         strict: bool = False,
         audit: float = 0.0,
+        budget: AnyBudget = None,
+        spend_limit: str | None = None,
         **freshness: Unpack[FreshnessOptions],
     ) -> Self:
         """Make a namespace; see the class."""
@@ -172,6 +188,11 @@ class Namespace(str):
         put(self, "codec", checked_codec(codec))
         put(self, "strict", _flag(strict, "strict"))
         put(self, "audit", checked_audit(audit))
+        put(self, "budget", checked_budget(budget, sealed=seal))
+        put(self, "budgets", None if self.budget is None else BudgetRules(str(self), self.budget))
+        put(self, "spend_limit", spend_limit)
+        put(self, "spending", checked_limit(spend_limit))
+        put(self, "limited", self.budget is not None or self.spending is not None)
         put(self, "freshness", Freshness.of(freshness))
         if self.local:
             _check_local(self)

@@ -5,6 +5,7 @@ import inspect
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, TypeVar
 
+from magnus_cache._engine.policy.budgets import BudgetRules
 from magnus_cache._engine.policy.calendars import CalendarTtl, Ttl, checked_ttl
 from magnus_cache._engine.policy.costs import Cost
 from magnus_cache._engine.policy.function_tags import with_function_tag
@@ -107,9 +108,12 @@ class LoadOptions:
     :ivar audit: the share of hits to audit; None for the namespace's.
     :ivar cost: what a load costs in money, or None.
     :ivar saves: what each hit is to count as saved, or None; see `priced`.
+    :ivar budgets: the budgets of the function, in place of the namespace's; None for the namespace's.
     """
 
-    __slots__ = ("audit", "cost", "freshness", "function", "saves", "skip_if", "state_of", "strict", "tags", "ttl")
+    __slots__ = (
+        "audit", "budgets", "cost", "freshness", "function", "saves", "skip_if", "state_of", "strict", "tags", "ttl",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -130,6 +134,7 @@ class LoadOptions:
         self.tags = tags
         self.state_of: StateOf = None
         self.audit: float | None = None
+        self.budgets: BudgetRules | None = None
         self.cost: Cost | None = None
         self.saves: Cost | None = None
 

@@ -9,10 +9,13 @@ from magnus_cache._engine.codec.envelope import MOST_TAGS
 from magnus_cache._engine.keys.templates import Template
 from magnus_cache.errors import CacheArgumentError, CacheTypeError
 
-__all__ = ["AnyTags", "TagRule", "check_tags"]
+__all__ = ["HIDDEN_TAG", "AnyTags", "TagRule", "check_tags"]
 
 AnyTags = str | Iterable[str] | Callable[[Any], str | Iterable[str]]
 """One tag or several, of text or templates; or a function of the value that returns them."""
+
+HIDDEN_TAG: Final = "\x00local:"
+"""What the hidden tags of local namespaces begin with, and no tag of callers: see `check_tags`."""
 
 _LONGEST: Final = 200
 _BRACES: Final = re.compile(r"[{}]")

@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from magnus_cache._engine.codec.envelope import HEADER_BYTES, HEADER_FIELDS
 from magnus_cache._engine.redis import commands, replies, scripts_many
+from magnus_cache._engine.redis.budget_keys import BucketKeys
 from magnus_cache._engine.redis.exchange import IGNORED, Callback, Connection, Receive, Waiter, as_it_is
 from magnus_cache._engine.redis.fleet_keys import FleetKeys, gathered
 from magnus_cache._engine.redis.job_keys import JobKeys
+from magnus_cache._engine.redis.spend_keys import SpendKeys
 from magnus_cache._engine.redis.topology import Topology
 from magnus_cache.errors import CacheError, CacheUnavailableError
 
@@ -86,7 +88,7 @@ class _Asked(NamedTuple):
     force: bool
 
 
-class ManyKeys(FleetKeys, JobKeys):
+class ManyKeys(FleetKeys, JobKeys, BucketKeys, SpendKeys):
     """The operations of a `Client` on many keys.
 
     Each raises `CacheUnavailableError` at once when Redis is known to be away or the queue is full.

@@ -26,11 +26,13 @@ __all__ = [
     "Command",
     "acquire_many",
     "announce_all",
+    "announce_more",
     "announce_to",
     "call_of",
     "count",
     "get",
     "get_many",
+    "guarded",
     "head",
     "info",
     "kill",
@@ -169,6 +171,11 @@ def announce_all(prefixes: Iterable[bytes]) -> bytes:
     return pack(b"CLIENT", b"TRACKING", b"ON", b"BCAST", *(word for prefix in prefixes for word in (b"PREFIX", prefix)))
 
 
+def announce_more(prefix: bytes) -> Command:
+    """Pack the request to announce the names with one more prefix, too, on a connection that announces by prefix."""
+    return Command("CLIENT TRACKING", announce_all((prefix,)))
+
+
 def announce_to(client: int) -> Command:
     """Pack the request to announce what this connection reads to another one, by its number at the server."""
     return Command("CLIENT TRACKING", pack(b"CLIENT", b"TRACKING", b"ON", b"REDIRECT", client))
@@ -190,6 +197,11 @@ def recognize(probe: bytes) -> Command:
 def get(name: bytes) -> Command:
     """Pack the read of one value; the reply is the value."""
     return Command("GET", pack(b"GET", name))
+
+
+def guarded(guard: bytes, bucket: bytes) -> Command:
+    """Pack the read of a guard: since when it has noted invalidations, and the last one of a bucket of tags."""
+    return Command("HMGET", pack(b"HMGET", guard, b"since", bucket))
 
 
 def get_many(names: Iterable[bytes]) -> bytes:

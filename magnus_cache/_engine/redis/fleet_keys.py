@@ -17,12 +17,13 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from magnus_cache._engine.keys.names import Keyspace
 from magnus_cache._engine.redis import commands
-from magnus_cache._engine.redis.replies import nonsense
+from magnus_cache._engine.redis.exchange import IGNORED, as_it_is
+from magnus_cache._engine.redis.replies import nonsense, number
 from magnus_cache._engine.redis.scripts import Script
 from magnus_cache.errors import CacheUnavailableError
 
 if TYPE_CHECKING:
-    from magnus_cache._engine.redis.exchange import Waiter
+    from magnus_cache._engine.redis.exchange import Connection, Receive, Waiter
     from magnus_cache._engine.redis.wire import Wire
 
 __all__ = ["DAYS", "MINUTES", "FleetKeys", "FleetNames", "Published", "Report", "gathered"]
@@ -173,6 +174,7 @@ class FleetNames:
         self.index = keyspace.control_name("fleet") + tag
         self.total = keyspace.control_name("fleet", "total") + tag
         self.notes = keyspace.control_name("fleet", "log") + tag
+        self.secret = keyspace.control_name("fleet", "secret") + tag
 
     def process(self, instance: str) -> bytes:
         """Return the name of what a process publishes."""
@@ -195,7 +197,7 @@ class FleetNames:
         hours = [self.hour(second - 3_600 * back) for back in range(-1, _HOURS + 1)]
         minutes = [self.minute(second - 60 * back) for back in range(-1, MINUTES + 1)]
         days = [self.day(second - _DAY * back) for back in range(-1, DAYS + 1)]
-        return [self.index, self.total, self.notes, *hours, *minutes, *days]
+        return [self.index, self.total, self.notes, self.secret, *hours, *minutes, *days]
 
 
 class Report(NamedTuple):
@@ -252,6 +254,18 @@ class FleetKeys:
         """
         command = _NOTE.command((names.notes,), _NOTED, _HOUR_LIFE, *records)
         self._wire(names.notes).call(command, lambda reply, _connection, _sent: reply, waiter)
+
+    def share_secret(self, names: FleetNames, offered: bytes, life: int, waiter: "Waiter") -> None:
+        """Ask for the secret of the fleet; if there is none, the offered one becomes it. `waiter` gets the secret.
+
+        :param life: seconds for which it stays when no process asks for it any more.
+        :raises CacheUnavailableError: at once, when Redis is known to be away or the queue is full.
+        """
+        wire, name, seconds = self._wire(names.secret), names.secret, b"%d" % life
+        # In this order through one connection: the answer is the secret that stands.
+        wire.call(_command(b"SET", name, offered, b"NX", b"EX", seconds), as_it_is, IGNORED)
+        wire.call(_command(b"EXPIRE", name, seconds), as_it_is, IGNORED)
+        wire.call(_command(b"GET", name), as_it_is, waiter)
 
     async def noted(self, names: FleetNames) -> list[bytes]:
         """Return the records of what the fleet has done, in no order.
@@ -316,6 +330,19 @@ class FleetKeys:
         bounds = (b"%d" % (int(second) - max(life, _LONGEST_LIFE)), b"+inf")
         found = await self._wire(names.index).execute(_command(b"ZRANGEBYSCORE", names.index, *bounds))
         return [names.process(instance.decode("utf-8", "replace")) for instance in _texts(found)]
+
+    def running(self, names: FleetNames, receive: "Receive[int]", waiter: "Waiter") -> None:
+        """Count the processes that have published something lately.
+
+        :raises CacheUnavailableError: at once, when Redis is known to be away or the queue is full.
+        """
+        # Each report that is published removes the processes that have died; see `_PUBLISH`.
+        command = _command(b"ZCARD", names.index)
+
+        def took(reply: Any, connection: "Connection", sent: float) -> Any:
+            return receive(number(reply), connection, sent)
+
+        self._wire(names.index).call(command, took, waiter)
 
     async def minutes(self, names: FleetNames, second: float, count: int) -> list[Mapping[bytes, bytes]]:
         """Return the totals of the last minutes, the present one last.

@@ -10,7 +10,8 @@ depends on the number of processes alone; see `.docs/fleet.md`.
 What is different by prefix
 ---------------------------
 - All names are announced that an entry in memory, a load, an epoch or a waiting caller depends on: values, leases,
-  epochs of namespaces and tags, and the identity of the server's history. No other control key is, such as the clock.
+  epochs of namespaces and tags, the identity of the server's history, and the pauses of sources. No other control key
+  is, such as the clock.
 - Names are announced that were never read here. They are looked up and found nowhere.
 - Our own writes are announced to us, too. NOLOOP would only hide those outside of scripts, and also what another
   process wrote just before, in the same turn of the server. So each is a question to us as any other: it costs a read
@@ -24,6 +25,7 @@ What is different by prefix
 Off, nothing is announced: trust is granted for each read, see `Reads.trust`, as on a server that refuses tracking.
 """
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 if TYPE_CHECKING:
@@ -41,7 +43,7 @@ class Tracking(NamedTuple):
     """
 
     mode: TrackingMode
-    prefixes: tuple[bytes, ...] = ()
+    prefixes: Sequence[bytes] = ()
 
 
 def tracking_of(mode: TrackingMode, controls: "ControlNames") -> Tracking:
@@ -53,5 +55,5 @@ def tracking_of(mode: TrackingMode, controls: "ControlNames") -> Tracking:
         return Tracking(mode)
     prefix = controls.root.partition(b"!")[0]
     # A lease has its value's name in braces. The namespaces' epochs begin with the name of the root's.
-    names = (prefix + b":", b"{" + prefix + b":", controls.root, controls.tags, controls.server)
+    names = (prefix + b":", b"{" + prefix + b":", controls.root, controls.tags, controls.server, prefix + b"!pauses")
     return Tracking(mode, names)

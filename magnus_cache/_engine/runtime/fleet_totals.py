@@ -26,7 +26,7 @@ _SHORT: Final = {
     "l1_hits": "h1", "l2_hits": "h2", "misses": "m", "loads": "l", "load_micros": "us", "load_errors": "x",
     "stores": "s", "stale_hits": "st", "negative_hits": "n", "early_refreshes": "er", "errors": "e", "overloads": "o",
     "refused": "r", "seal_failures": "sf", "timeouts": "t", "unreadable": "ur", "unstorable": "us!",
-    "spent_nanos": "ms", "saved_nanos": "mv",
+    "spent_nanos": "ms", "saved_nanos": "mv", "held_back": "hb", "pauses": "p",
 }  # fmt: skip
 _LONG: Final = {short: name for name, short in _SHORT.items()}
 

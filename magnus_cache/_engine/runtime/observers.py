@@ -14,6 +14,9 @@ a call of the cache waits for its observers: they count, or put the record into 
 While there is no observer, `active` is False, and that is all that a path asks. The compiled hits do not even ask that:
 while someone observes hits, the set `special` has a member, and then they leave each hit to the readable path, as they
 do while the cache is disabled or bypassed.
+
+A recording of accesses (`access_log`) is told in the same places, but not as an observer: it needs each key, also of
+batches, and what a value was stored with; and it must cost little, so no event is made for it.
 """
 
 import asyncio
@@ -26,10 +29,12 @@ from contextlib import AbstractContextManager, nullcontext
 from types import TracebackType
 from typing import Any, Final, Literal, Protocol, Self, TypeVar
 
+from magnus_cache._engine.runtime.access_log import AccessLog, StoredValue
 from magnus_cache._engine.runtime.clock import monotonic
 from magnus_cache._engine.runtime.critical import engaged, section
 from magnus_cache._engine.runtime.log import RateLimitedLog
 from magnus_cache.events import (
+    BudgetExceeded,
     CacheEvent,
     Cleared,
     Deleted,
@@ -43,6 +48,7 @@ from magnus_cache.events import (
     OutageBegan,
     OutageEnded,
     PeerInvalidated,
+    SourcePaused,
     StaleServed,
     Stored,
     TagsInvalidated,
@@ -59,6 +65,7 @@ from magnus_cache.events import (
 __all__ = [
     # The events too: what tells one imports it from here, with what it is told to.
     "NO_SPAN",
+    "BudgetExceeded",
     "CacheEvent",
     "Cleared",
     "Deleted",
@@ -73,8 +80,10 @@ __all__ = [
     "OutageBegan",
     "OutageEnded",
     "PeerInvalidated",
+    "SourcePaused",
     "StaleServed",
     "Stored",
+    "StoredValue",
     "TagsInvalidated",
     "Touched",
     "Unreadable",
@@ -158,10 +167,11 @@ class Observers:
     """The observers of one cache. Thread-safe; a forked child has those of its parent.
 
     :param special: has a member while someone observes hits, see `State.special`.
-    :ivar active: whether there is an observer.
+    :ivar active: whether there is an observer, or a recording.
+    :ivar log: where accesses are recorded; None while they are not.
     """
 
-    __slots__ = ("_all", "_by_kind", "_late", "_notices", "_special", "active")
+    __slots__ = ("_all", "_by_kind", "_late", "_notices", "_special", "active", "log")
 
     def __init__(self, special: set[object]) -> None:
         self._special = special
@@ -169,6 +179,7 @@ class Observers:
         self._late: deque[tuple[tuple[Observation, ...], CacheEvent]] = deque(maxlen=_MOST_LATE)
         self._all: tuple[Observation, ...] = ()
         self._by_kind: dict[type[CacheEvent], tuple[Observation, ...]] = {}
+        self.log: AccessLog | None = None
         self.active = False
 
     def add(self, function: Callable[[Any], object], kinds: Iterable[type[CacheEvent]]) -> Observation:
@@ -183,9 +194,15 @@ class Observers:
         with section():
             self._set(tuple(each for each in self._all if each is not observation))
 
+    def record_in(self, log: AccessLog | None) -> None:
+        """Note all accesses in a log from now on; in none with None."""
+        with section():
+            self.log = log
+            self._set(self._all)
+
     def _set(self, every: tuple[Observation, ...]) -> None:
         self._all, self._by_kind = every, {}
-        self.active = bool(every)
+        self.active = bool(every) or self.log is not None
         self._mark()
 
     def reset(self) -> None:
@@ -194,8 +211,8 @@ class Observers:
         self._mark()
 
     def _mark(self) -> None:
-        """Have the compiled hits leave each hit to the readable path while someone observes hits."""
-        if self.wants(Hit):
+        """Have the compiled hits leave each hit to the readable path while someone observes hits, or records them."""
+        if self.log is not None or self.wants(Hit):
             self._special.add(self)
         else:
             self._special.discard(self)
@@ -255,11 +272,15 @@ class Observers:
 
     def hit(self, ref: _Ref, level: Literal["l1", "l2"]) -> None:
         """Tell that a caller got a value."""
+        if (log := self.log) is not None:
+            log.found(ref, hit=True, near=level == "l1")
         if self._by_kind.get(Hit) or self._of(Hit):
             self.tell(Hit, str(ref.namespace), ref.name.decode("utf-8", "replace"), level)
 
     def miss(self, ref: _Ref) -> None:
         """Tell that a caller found no usable value."""
+        if (log := self.log) is not None:
+            log.found(ref, hit=False, near=False)
         if self.wants(Miss):
             self.tell(Miss, str(ref.namespace), text(ref.name))
 
@@ -270,8 +291,17 @@ class Observers:
         else:
             self.miss(ref)
 
-    def looked(self, namespace: str, looks: int, hits: int, near_hits: int) -> None:
-        """Tell what many look-ups have found, as `Counters.count_many` counts it."""
+    def looked(
+        self, namespace: str, looks: int, hits: int, near_hits: int,
+        each: Callable[[], Iterable[tuple[_Ref, bool, bool]]],
+    ) -> None:  # fmt: skip
+        """Tell what many look-ups have found, as `Counters.count_many` counts it.
+
+        :param each: returns the reference of each, whether it was a hit, and whether in memory; asked if it matters.
+        """
+        if (log := self.log) is not None:
+            for ref, hit, near in each():
+                log.found(ref, hit=hit, near=near)
         for level, count in (("l1", near_hits), ("l2", hits - near_hits)):
             if count:
                 self.tell(Hit, str(namespace), None, level, count)
@@ -289,8 +319,16 @@ class Observers:
 
     def about(self, kind: type[_Event], ref: _Ref, *fields: Any) -> None:
         """Tell an event whose first fields are the namespace and the key."""
+        if (log := self.log) is not None:
+            log.happened(kind.__name__, ref, fields)
         if self.wants(kind):
             self.tell(kind, str(ref.namespace), text(ref.name), *fields)
+
+    def stored(self, ref: _Ref, place: Literal["redis", "memory"], value: StoredValue) -> None:
+        """Tell that a value was stored."""
+        if (log := self.log) is not None:
+            log.stored(ref, value)
+        self.about(Stored, ref, place, value.loaded)
 
 
 NO_SPAN: Final[AbstractContextManager[None]] = nullcontext()
@@ -305,7 +343,7 @@ class LoadSpan:
     :param count: the keys that are loaded.
     """
 
-    __slots__ = ("_background", "_began", "_count", "_function", "_key", "_load", "_namespace", "_observers")
+    __slots__ = ("_background", "_began", "_count", "_function", "_key", "_load", "_name", "_namespace", "_observers")
 
     def __init__(
         self, observers: Observers, namespace: str, name: bytes | None, function: str, *, background: bool = False,
@@ -313,6 +351,7 @@ class LoadSpan:
     ) -> None:  # fmt: skip
         self._observers = observers
         self._namespace = str(namespace)
+        self._name = name
         self._key = None if name is None else text(name)
         self._function = function
         self._background = background
@@ -328,6 +367,8 @@ class LoadSpan:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         duration = monotonic() - self._began
+        if self._name is not None and (log := self._observers.log) is not None:
+            log.loaded(self._name, duration, failed=error is not None)
         self._observers.tell(
             LoadEnded, self._namespace, self._key, self._load, self._function, duration, error,
             self._background, self._count,

@@ -64,15 +64,17 @@ class Counters:
     """The counts of one namespace, or of one decorated function within it."""
 
     __slots__ = (
-        "early_refreshes", "errors", "l1_hits", "l2_hits", "load_errors", "load_micros", "loads", "misses",
-        "negative_hits", "overloads", "refused", "saved_nanos", "seal_failures", "spent_nanos", "stale_hits", "stores",
-        "timeouts", "unreadable", "unstorable",
+        "early_refreshes", "errors", "held_back", "l1_hits", "l2_hits", "load_errors", "load_micros", "loads", "misses",
+        "negative_hits", "overloads", "pauses", "refused", "saved_nanos", "seal_failures", "spent_nanos",
+        "stale_hits", "stores", "timeouts", "unreadable", "unstorable",
     )  # fmt: skip
 
     early_refreshes: int
     """Loads that were started before a value expired."""
     errors: int
     """Exchanges with Redis that failed."""
+    held_back: int
+    """Loads that waited for the budget of their source, or for the end of its pause, or were refused by it."""
     l1_hits: int
     """Values found in memory."""
     l2_hits: int
@@ -89,6 +91,8 @@ class Counters:
     """Errors that were raised again from memory or Redis."""
     overloads: int
     """Loads that were not started, or were given up, because too many ran in the background."""
+    pauses: int
+    """Loads that raised `RetryLater`, and so paused their source."""
     refused: int
     """Writes that Redis refused."""
     saved_nanos: int
@@ -242,6 +246,10 @@ class Stats:
         counters = Counters()
         self._children.append((str(namespace), function, counters, price))
         return counters
+
+    def function_of(self, counters: Counters) -> str | None:
+        """Return the name of the decorated function that has these counters; None for those of a namespace."""
+        return next((name for _, name, its, *_ in list(self._children) if its is counters), None)
 
     def by_namespace(self) -> dict[str, Counters]:
         """Return the counts of each namespace, those of its functions included."""

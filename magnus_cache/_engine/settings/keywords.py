@@ -51,3 +51,6 @@ class SettingsOptions(TypedDict, total=False):
     recorder_keys: int
     seal_keys: "str | SecretStr | None"
     recovery_path: str | PathLike[str] | None
+    record: str | PathLike[str] | None
+    record_share: float
+    record_max_bytes: int

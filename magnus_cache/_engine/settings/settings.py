@@ -41,6 +41,7 @@ from magnus_cache._engine.runtime.numbers import whole
 from magnus_cache._engine.settings.certificates import check_certificates, check_file
 from magnus_cache._engine.settings.combinations import deployment_problem
 from magnus_cache._engine.settings.keywords import SettingsOptions
+from magnus_cache._engine.settings.paths import RecordFolder, RecoveryFile
 from magnus_cache._engine.settings.seal_keys import SealKeys, parsed_seal_keys
 from magnus_cache.errors import CacheArgumentError, CacheSettingsError
 
@@ -201,8 +202,15 @@ class CacheSettings(BaseSettings):
     recorder_keys: int = Field(
         4_096, ge=0, description="of how many keys `explain` knows what happened to them lately; 0 for none"
     )
-    recovery_path: Path | None = Field(
+    recovery_path: RecoveryFile = Field(
         None, description="file that keeps the invalidations Redis missed, so that they outlive this process"
+    )
+    record: RecordFolder = Field(
+        None, description="folder for recorded accesses, which `magnus-cache simulate` replays; values are not recorded"
+    )
+    record_share: float = Field(1.0, gt=0, le=1, description="share of the keys that are recorded")
+    record_max_bytes: int = Field(
+        256 * 2**20, ge=2**16, description="size of the recordings of one process; beyond it, the oldest part goes"
     )
 
     seal_keys: SealKeys = Field(None, description="keys of sealed values, as id:base64; the first seals, all open")
@@ -250,7 +258,7 @@ class CacheSettings(BaseSettings):
         changed._names = changed._names | {field: name for field, name in kept.items() if field in changed._names}
         return changed
 
-    @field_validator("redis_url", *_SECRETS, "redis_sentinel_service", "address_remap", "recovery_path", mode="before")
+    @field_validator("redis_url", *_SECRETS, "redis_sentinel_service", "address_remap", mode="before")
     @classmethod
     def _absent(cls, value: Any) -> Any:
         return None if value == "" else value
@@ -291,25 +299,6 @@ class CacheSettings(BaseSettings):
             return check_name(value, "prefix", also="!")
         except CacheArgumentError as error:
             raise ValueError(error.problem) from None
-
-    @field_validator("recovery_path")
-    @classmethod
-    def _usable_path(cls, value: Path | None) -> Path | None:
-        # Checked at the start, where people look. In an outage, a line in the log is all there can be.
-        if value is None:
-            return None
-        if value.name == ":memory:":
-            raise ValueError("memory does not outlive the process; name a file")
-        path = value.expanduser().absolute()
-        if path.is_dir():
-            raise ValueError("it is a folder; name a file in it")
-        if path.exists() and not path.is_file():
-            raise ValueError("it exists and is not an ordinary file; name another")
-        if not path.parent.is_dir():
-            raise ValueError("its folder does not exist; create it, readable by this user only")
-        if not os.access(path.parent, os.W_OK | os.X_OK) or (path.exists() and not os.access(path, os.R_OK | os.W_OK)):
-            raise ValueError("this user cannot write there; the file and its folder must be writable")
-        return path
 
     @field_validator("redis_url")
     @classmethod

@@ -13,7 +13,6 @@ from magnus_cache._engine.coherence.trust import Trust
 from magnus_cache._engine.coordination.generations import OfflineTrust
 from magnus_cache._engine.memory.entry import Entry, TaggedEntry
 from magnus_cache._engine.memory.placeholder import Placeholder
-from magnus_cache._engine.runtime.observers import Stored
 from magnus_cache._engine.runtime.turns import at_once
 from magnus_cache._engine.store.lives import CalendarLife, Life
 from magnus_cache._engine.store.local_values import tagged
@@ -136,7 +135,9 @@ class AtomicMemory:
                 raise _unkept(ref)
         ref.counters.stores += stored
         if stored:
-            self._writes.tell(Stored, ref, "memory")
+            self._writes.tell_stored(ref, "memory", record, ttl)
+            if self._state.changes.active:
+                self._state.changes.kept(ref.name)
         return stored
 
 

@@ -34,7 +34,6 @@ from magnus_cache._engine.redis.client_atomic import Attempt, Increment, Swap
 from magnus_cache._engine.redis.retries import ask_twice
 from magnus_cache._engine.runtime.clock import MICROSECONDS
 from magnus_cache._engine.runtime.key_queues import KeyQueues
-from magnus_cache._engine.runtime.observers import Stored
 from magnus_cache._engine.runtime.turns import at_once
 from magnus_cache._engine.store.atomic_memory import AtomicMemory
 from magnus_cache._engine.store.fills_many import ManyFills
@@ -195,14 +194,14 @@ class AtomicWrites(ManyFills):
                 version = record.version.to_bytes(8, "big")
                 done = found[VERSION_AT : VERSION_AT + 8] == version
         if done:
-            self.written(ref)
+            self.written(ref, record, ttl)
         return Swapped(done, found, unsure=lost and not done)
 
-    def written(self, ref: KeyRef) -> None:
+    def written(self, ref: KeyRef, record: Record | None = None, life: Life = 0.0) -> None:
         """Count and tell of a value that was written, and void its loads."""
         self.void_loads(ref)
         ref.counters.stores += 1
-        self.tell(Stored, ref, "redis")
+        self.tell_stored(ref, "redis", record, life)
 
     # -- incr -----------------------------------------------------------------------------------------------
 

@@ -18,10 +18,11 @@ from magnus_cache._engine.coordination.leases import Snapshot
 from magnus_cache._engine.redis.client_many import Filled
 from magnus_cache._engine.runtime.clock import MICROSECONDS
 from magnus_cache._engine.runtime.loop_end import cancel
-from magnus_cache._engine.runtime.observers import FillRefused, Stored
+from magnus_cache._engine.runtime.observers import FillRefused
 from magnus_cache._engine.store.lives import CalendarLife
+from magnus_cache._engine.store.transactions import Transaction, ValuesToWrite
 from magnus_cache._engine.store.writes import NOT_STORED, SAMPLED, milliseconds
-from magnus_cache._engine.store.writes_many import ManyWrites, Transaction, ValuesToWrite
+from magnus_cache._engine.store.writes_many import ManyWrites
 from magnus_cache.errors import CacheUnavailableError
 
 if TYPE_CHECKING:
@@ -148,7 +149,7 @@ class ManyFills(ManyWrites):
                 for name in stored:
                     self.state.outbox.overwritten(name, transaction.position)
             part.refs.counters.stores += len(stored)
-            self.tell_many(Stored, part.refs.namespace, "redis", True, len(stored))
+            self.tell_all_stored(transaction, filling.stored, loaded=True)
         overtaken = len(names) - len(stored) - len(refused)
         self.state.stats.fenced_loads += overtaken
         if overtaken:
@@ -160,6 +161,7 @@ class ManyFills(ManyWrites):
         """Note that loaded values were returned to their callers only, as their loads were overtaken."""
         self.state.recorder.add_many(names, NOT_STORED, None, "overtaken")
         self.tell_many(FillRefused, namespace, "overtaken", len(names))
+        self.state.changes.refused(names, "overtaken")
 
     async def _correct(self, filling: Filling, stored: Sequence[int]) -> None:
         """Store values again whose ends are wrong: the answer shows that the server's clock was set meanwhile."""

@@ -185,6 +185,8 @@ class Lifetimes:
             trust = entry.trust if local else offline
             longer = entry.until(self._clock() + ttl, trust, pack_windows(0.0, grace))
             if self._memory.replace(ref.name, entry, longer):
+                if self._state.changes.active:
+                    self._state.changes.kept(ref.name)
                 break
         return True
 

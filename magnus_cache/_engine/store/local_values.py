@@ -23,6 +23,7 @@ from magnus_cache._engine.coordination.state import State
 from magnus_cache._engine.flights.context import is_unmodified
 from magnus_cache._engine.memory.entry import OVERHEAD, Entry
 from magnus_cache._engine.memory.footprint import object_size
+from magnus_cache._engine.policy.tags import HIDDEN_TAG
 from magnus_cache._engine.redis.retries import ATTEMPTS
 from magnus_cache._engine.store.judge import Verdict, covered, settled_verdict
 from magnus_cache._engine.store.records import KeyRef
@@ -37,9 +38,6 @@ __all__ = ["LocalValues", "shown_tags", "tagged"]
 _BUCKETS: Final = 256
 """Hidden tags of one namespace. Each is a key in Redis, so they have to be few."""
 
-_HIDDEN: Final = "\x00local:"
-"""What a hidden tag begins with, and no tag of callers: see `check_tags`."""
-
 _ONCE: Final = (GeneratorType, CoroutineType, AsyncGeneratorType)
 """What gives its content once, so that a second caller would get nothing."""
 
@@ -48,13 +46,13 @@ def tagged(ref: KeyRef, tags: tuple[str, ...]) -> tuple[str, ...]:
     """Return a value's tags; of a value that stays local, with the hidden one of its key."""
     if not ref.namespace.local:
         return tags
-    hidden = f"{_HIDDEN}{ref.namespace}:{zlib.crc32(ref.name) % _BUCKETS}"
+    hidden = f"{HIDDEN_TAG}{ref.namespace}:{zlib.crc32(ref.name) % _BUCKETS}"
     return tags if hidden in tags else (*tags, hidden)
 
 
 def shown_tags(tags: Iterable[str]) -> tuple[str, ...]:
     """Return those of a value's tags that its callers gave it."""
-    return tuple(tag for tag in tags if not tag.startswith(_HIDDEN))
+    return tuple(tag for tag in tags if not tag.startswith(HIDDEN_TAG))
 
 
 class LocalValues:

@@ -11,7 +11,7 @@ from magnus_cache._engine.coordination.local_lease import LocalLease
 from magnus_cache._engine.memory.batches import BatchCache
 from magnus_cache._engine.memory.footprint import object_size
 from magnus_cache._engine.redis.retries import ask_twice
-from magnus_cache._engine.runtime.observers import Stored
+from magnus_cache._engine.runtime.observers import StoredValue
 from magnus_cache._engine.store.judge import judge
 from magnus_cache._engine.store.lives import CalendarLife, Life
 from magnus_cache._engine.store.local_values import tagged
@@ -108,7 +108,9 @@ class LocalWrites:
         ref.counters.stores += kept
         state.stats.fenced_loads += not kept
         if kept and state.observers.active:
-            state.observers.about(Stored, ref, "memory", True)
+            state.observers.stored(ref, "memory", StoredValue(record, ttl, True))
+        if kept and state.changes.active:
+            state.changes.kept(ref.name)
         return kept
 
     def _trust(self, wire: "Connection", ref: KeyRef, tags: tuple[str, ...], sent: float) -> Trust:

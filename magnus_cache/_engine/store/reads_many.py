@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
@@ -91,7 +91,8 @@ async def found_many(
         if ahead and (len(ahead) > _AHEAD or start >= len(keys)):
             some, search = ahead.popleft()
             hits = near_hits = 0
-            for key, ref, (entry, near) in zip(some, search.refs, await search.looked(), strict=True):
+            looked = await search.looked()
+            for key, ref, (entry, near) in zip(some, search.refs, looked, strict=True):
                 value = reads.opened_here(ref, entry)
                 if value is LARGE:
                     value = await reads.open(ref, entry)
@@ -103,8 +104,17 @@ async def found_many(
                     await turn()
             refs.counters.count_many(len(some), hits, near_hits)
             if reads.state.observers.active:
-                reads.state.observers.looked(refs.namespace, len(some), hits, near_hits)
+                each = partial(_each, found, some, search.refs, looked)
+                reads.state.observers.looked(refs.namespace, len(some), hits, near_hits, each)
     return found
+
+
+def _each(
+    found: Mapping[Any, Any], keys: Sequence[Any], refs: Sequence[KeyRef], looked: Sequence[tuple[Entry | None, bool]]
+) -> Iterator[tuple[KeyRef, bool, bool]]:
+    """Yield for each look-up its reference, whether it was a hit, and whether in memory."""
+    for key, ref, (_, near) in zip(keys, refs, looked, strict=True):
+        yield ref, key in found, near
 
 
 def found_many_blocking(
@@ -122,7 +132,8 @@ def found_many_blocking(
         some, wanted = keys[start : start + _ASKED], list(map(refs.ref, names[start : start + _ASKED]))
         distinct.add(some, wanted)
         hits = near_hits = 0
-        for key, ref, (entry, near) in zip(some, wanted, look_many_blocking(reads, wanted), strict=True):
+        looked = look_many_blocking(reads, wanted)
+        for key, ref, (entry, near) in zip(some, wanted, looked, strict=True):
             value = reads.opened(ref, entry)
             if value is not MISS:
                 found[key] = value if stamp is None or entry is None else stamp(ref, value, entry, near)
@@ -130,7 +141,8 @@ def found_many_blocking(
                 near_hits += near
         refs.counters.count_many(len(some), hits, near_hits)
         if reads.state.observers.active:
-            reads.state.observers.looked(refs.namespace, len(some), hits, near_hits)
+            each = partial(_each, found, some, wanted, looked)
+            reads.state.observers.looked(refs.namespace, len(some), hits, near_hits, each)
     return found
 
 

@@ -2,12 +2,14 @@
 
 import asyncio
 from collections.abc import Coroutine, Sequence
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from magnus_cache._engine.redis.retries import ask_twice
+from magnus_cache._engine.runtime.observers import CacheEvent, StoredValue
+from magnus_cache._engine.store.lives import CalendarLife, Life
 from magnus_cache._engine.store.local_writes import count_here
 from magnus_cache._engine.store.reads import Reads
-from magnus_cache._engine.store.records import KeyRef
+from magnus_cache._engine.store.records import KeyRef, Record
 from magnus_cache.errors import CacheUnavailableError
 
 __all__ = ["Removals"]
@@ -79,3 +81,20 @@ class Removals:
         for name in names:
             self._memory.invalidate(name)
         return position
+
+    def tell(self, kind: type[CacheEvent], ref: KeyRef, *fields: Any) -> None:
+        """Tell observers of something that happened to a value."""
+        if self.state.observers.active:
+            self.state.observers.about(kind, ref, *fields)
+
+    def tell_stored(
+        self, ref: KeyRef, place: Literal["redis", "memory"], record: Record | None, life: Life, *, loaded: bool = False
+    ) -> None:
+        """Tell observers that a value was stored.
+
+        :param record: None if only the fact is known.
+        """
+        if self.state.observers.active:
+            time, now = self.state.topology.time_of(ref.name), self.state.clock()
+            ttl = life.left(time, now) if isinstance(life, CalendarLife) else life
+            self.state.observers.stored(ref, place, StoredValue(record, ttl, loaded))

@@ -24,7 +24,7 @@ from magnus_cache._engine.memory.footprint import footprint, has_room, payload_k
 from magnus_cache._engine.policy.calendars import CalendarTtl
 from magnus_cache._engine.redis.retries import ask_again
 from magnus_cache._engine.runtime.clock import MICROSECONDS
-from magnus_cache._engine.runtime.observers import CacheEvent, FillRefused, Stored, WriteRefused
+from magnus_cache._engine.runtime.observers import FillRefused, WriteRefused
 from magnus_cache._engine.runtime.turns import at_once, in_turns
 from magnus_cache._engine.store.judge import judge
 from magnus_cache._engine.store.lives import CalendarLife, Life
@@ -65,9 +65,7 @@ class Writes(Removals):
     def __init__(self, reads: Reads) -> None:
         super().__init__(reads)
         self.local = LocalWrites(reads, self._keep)
-        self._limiters: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, CapacityLimiter] = (
-            weakref.WeakKeyDictionary()
-        )
+        self._limiters = weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, CapacityLimiter]()
 
     # -- write ----------------------------------------------------------------------------------------------
 
@@ -140,7 +138,7 @@ class Writes(Removals):
         # A load through another connection may have read the old value before this write replaced it.
         self.state.flights.detach(ref.name)
         ref.counters.stores += 1
-        self.tell(Stored, ref, "redis")
+        self.tell_stored(ref, "redis", record, ttl)
         return True
 
     async def fill(self, ref: KeyRef, record: Record, payload: bytes, ttl: float | CalendarTtl, fence: Fence) -> bool:
@@ -157,6 +155,7 @@ class Writes(Removals):
             reason = self._why_refused(ref, fence)
             self.state.recorder.add(ref.name, NOT_STORED, None, reason)
             self.tell(FillRefused, ref, reason)
+            self.state.changes.refused((ref.name,), reason)
         elif ref.others:
             await self.remove_named([each.name for each in ref.others[1:]])
         return stored
@@ -167,11 +166,6 @@ class Writes(Removals):
         if fence.overtaken or here or self.state.reaches(ref.name):
             return "unkept" if here and not ref.namespace.l1 else "overtaken" if leased or here else "unleased"
         return "unconfirmed" if ref.namespace.l1 else "unkept"
-
-    def tell(self, kind: type[CacheEvent], ref: KeyRef, *fields: Any) -> None:
-        """Tell observers of something that happened to a value."""
-        if self.state.observers.active:
-            self.state.observers.about(kind, ref, *fields)
 
     async def _fill(self, ref: KeyRef, record: Record, payload: bytes, life: float | CalendarTtl, fence: Fence) -> bool:
         """Store a loaded value, as `fill` does."""
@@ -224,7 +218,8 @@ class Writes(Removals):
         if stored:
             self.state.outbox.overwritten(ref.name, fence.outbox_position)
             ref.counters.stores += 1
-            self.tell(Stored, ref, "redis", True)
+            if self.state.observers.active:
+                self.tell_stored(ref, "redis", record, ttl, loaded=True)
         else:
             self.state.stats.fenced_loads += 1
         return stored
@@ -312,8 +307,7 @@ class Writes(Removals):
         if size <= here:
             return work()
         # A limiter of our own: synchronous loaders that wait for this very value may use up the default one.
-        loop = asyncio.get_running_loop()
-        limiter = self._limiters.setdefault(loop, CapacityLimiter(_COMPRESSING))
+        limiter = self._limiters.setdefault(asyncio.get_running_loop(), CapacityLimiter(_COMPRESSING))
         return await to_thread.run_sync(work, limiter=limiter)
 
     def _stored(self, write: "Sent", stored: bool, source: "Connection", sent: float) -> bool:
@@ -386,7 +380,9 @@ class Writes(Removals):
             self._memory.release(placeholder)
         ref.counters.stores += kept
         if kept:
-            self.tell(Stored, ref, "memory", not supersedes)
+            self.tell_stored(ref, "memory", record, ttl, loaded=not supersedes)
+            if self.state.changes.active:
+                self.state.changes.kept(ref.name)
         return kept
 
     def _as_of(self, ref: KeyRef, record: Record) -> int:

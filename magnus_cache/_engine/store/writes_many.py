@@ -12,16 +12,14 @@ its lease is voided and its change is announced in one step of the server.
 
 import asyncio
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
 from random import random
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final
 
-from magnus_cache._engine import codec
 from magnus_cache._engine.codec import envelope, header_times
 from magnus_cache._engine.codec.envelope import Origin
 from magnus_cache._engine.codec.versions import new_version, new_versions
-from magnus_cache._engine.memory.placeholder import Placeholder
 from magnus_cache._engine.redis.client_many import Stored
 from magnus_cache._engine.runtime import observers
 from magnus_cache._engine.runtime.clock import MICROSECONDS
@@ -29,8 +27,9 @@ from magnus_cache._engine.runtime.loop_end import cancel, loop_task
 from magnus_cache._engine.runtime.turns import Step, at_once, turn
 from magnus_cache._engine.store.batch_keys import RefMaker, places_by_server, trust_by_slot
 from magnus_cache._engine.store.judge import judge
-from magnus_cache._engine.store.lives import CalendarLife, Life
-from magnus_cache._engine.store.records import Began, KeyRef, Record
+from magnus_cache._engine.store.lives import CalendarLife
+from magnus_cache._engine.store.records import KeyRef, Record
+from magnus_cache._engine.store.transactions import Transaction, ValuesToWrite, record_of
 from magnus_cache._engine.store.writes import SAMPLED, Writes, milliseconds
 from magnus_cache.errors import CacheUnavailableError
 from magnus_cache.freshness import lifetime
@@ -38,128 +37,13 @@ from magnus_cache.freshness import lifetime
 if TYPE_CHECKING:
     from magnus_cache._engine.redis.exchange import Connection
 
-__all__ = ["ManyWrites", "Transaction", "ValuesToWrite", "alike"]
-
-_TOGETHER: Final = 100
-"""Values of one transaction: a few hundred microseconds of the server's time, and as much of the event loop's."""
-
-_BYTES: Final = 131_072
-"""Bytes of one transaction, about."""
+__all__ = ["ManyWrites"]
 
 _IN_FLIGHT: Final = 3
 """Transactions that are on their way at a time: the server works on one while the next one is packed."""
 
-_EACH: Final = 500
-"""Values that are written one by one at a time."""
-
 _REMOVED: Final = 250
 """Values that one call removes at a time."""
-
-
-class ValuesToWrite(NamedTuple):
-    """Values of one namespace to be written, in parallel lists: a record for each would cost more than its write.
-
-    :ivar refs: makes their references.
-    :ivar ttl: seconds, or until a moment of a calendar.
-    :ivar tags: the tags of each value.
-    :ivar began: when their load began, or the call that writes them.
-    """
-
-    refs: RefMaker
-    names: Sequence[bytes]
-    values: Sequence[Any]
-    payloads: Sequence[bytes]
-    ttl: Life
-    tags: tuple[str, ...]
-    began: Began
-
-    def part(self, start: int, end: int) -> "ValuesToWrite":
-        """Return some of them."""
-        return self._replace(
-            names=self.names[start:end], values=self.values[start:end], payloads=self.payloads[start:end]
-        )
-
-    def only(self, places: Sequence[int]) -> "ValuesToWrite":
-        """Return those at some places."""
-        return self._replace(
-            names=[self.names[place] for place in places],
-            values=[self.values[place] for place in places],
-            payloads=[self.payloads[place] for place in places],
-        )
-
-    def parts(self, servers: int = 1) -> "Iterator[tuple[ValuesToWrite, bool]]":
-        """Yield them in portions, in their order, each with whether it may be one transaction.
-
-        :param servers: over how many of them a portion is spread.
-        """
-        namespace, payloads = self.refs.namespace, self.payloads
-        together = not (namespace.local or namespace.compress or namespace.seal)
-        start, count = 0, len(payloads)
-        while start < count:
-            small = together and len(payloads[start]) < codec.LARGE
-            end, size, most = start, 0, servers * _TOGETHER if together else _EACH
-            while end < count and end - start < most and size < servers * _BYTES:
-                length = len(payloads[end])
-                if together and (length < codec.LARGE) is not small:
-                    break
-                size += length if together else 0
-                end += 1
-            yield self.part(start, end), small
-            start = end
-
-    def items(self) -> "Iterator[tuple[KeyRef, Any, bytes, Life, tuple[str, ...], Began]]":
-        """Yield the arguments of `Writes.write` for each value."""
-        for name, value, payload in zip(self.names, self.values, self.payloads, strict=True):
-            yield self.refs.ref(name), value, payload, self.ttl, self.tags, self.began
-
-
-class Transaction:
-    """Values on their way to Redis.
-
-    :ivar epoch: the highest epoch that this process had seen before they were made.
-    :ivar since: the moment (see `Epochs.moment`) when the write, or the load of the values, began.
-    :ivar cost: the seconds that their load took.
-    :ivar alike: the places of those that are judged alike, by the reference of one of them; see `alike`.
-    :ivar unconfirmed: the places of the values that Redis may have or not.
-    """
-
-    __slots__ = (
-        "alike", "cost", "epoch", "part", "placeholders", "position", "records", "since", "steps", "times",
-        "unconfirmed", "waiter", "wire",
-    )  # fmt: skip
-
-    def __init__(
-        self, part: ValuesToWrite, wire: "Connection", position: int, since: int, epoch: int = 0, cost: float = 0.0
-    ) -> None:
-        self.part = part
-        self.since = since
-        self.epoch = epoch
-        self.cost = cost
-        self.alike = alike(part)
-        self.wire = wire
-        self.position = position
-        self.steps = wire.time.steps
-        self.unconfirmed: Sequence[int] = range(len(part.names))
-        self.records: list[Record] = []
-        # For each value, its end in Redis' time, and its TTL in seconds.
-        self.times: tuple[list[int], list[float]] = [], []
-        self.placeholders: list[Placeholder] = []
-        self.waiter: asyncio.Future[Any] = wire.loop.create_future()
-
-
-def alike(part: ValuesToWrite) -> dict[KeyRef, Sequence[int]]:
-    """Return the places of values that are judged by the same epochs, by the reference of the first one.
-
-    On a single server, these are all values of a namespace; on a cluster, those of one group.
-    """
-    refs, names = part.refs, part.names
-    if refs.epochs is None:
-        return {refs.ref(names[0]): range(len(names))}
-    found: dict[Any, tuple[KeyRef, list[int]]] = {}
-    for place, name in enumerate(names):
-        ref = refs.ref(name)
-        found.setdefault(ref.epoch_names, (ref, []))[1].append(place)
-    return dict(found.values())
 
 
 class ManyWrites(Writes):
@@ -357,7 +241,7 @@ class ManyWrites(Writes):
             # A load through another connection may have read an old value before this write replaced it.
             self.state.flights.detach_many(done.names)
             part.refs.counters.stores += len(done.names)
-            self.tell_many(observers.Stored, part.refs.namespace, "redis", False, len(done.names))
+            self.tell_all_stored(transaction, [each for each in range(len(part.names)) if each not in failed])
         stored = await self._write_each(part.only(refused)) if failed else True
         sent.popleft()
         return stored
@@ -366,6 +250,15 @@ class ManyWrites(Writes):
         """Tell observers of many values of a namespace, without their keys."""
         if self.state.observers.active:
             self.state.observers.tell(kind, str(namespace), None, *fields)
+
+    def tell_all_stored(self, transaction: Transaction, places: Sequence[int], *, loaded: bool = False) -> None:
+        """Tell observers of the values at some places, which are stored in Redis."""
+        part = transaction.part
+        if (log := self.state.observers.log) is not None:
+            for place in places:
+                ref, ttl = part.refs.ref(part.names[place]), transaction.times[1][place]
+                log.stored(ref, observers.StoredValue(record_of(transaction, place), ttl, loaded))
+        self.tell_many(observers.Stored, part.refs.namespace, "redis", loaded, len(places))
 
     def _give_up(self, sent: "deque[Transaction]") -> None:
         """Record what an interrupted call leaves behind: Redis may have these values or not."""

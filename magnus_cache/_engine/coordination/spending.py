@@ -1,0 +1,209 @@
+"""What namespaces with a limit have spent, as this process knows it, and whether a load may begin.
+
+Each load of such a namespace asks Redis before it begins, in one exchange, which also reports what this process has
+spent since. What a load has cost is reported at once when it has returned, before its value is stored. One report is
+under way at a time; it has a number, and is sent again until it has an answer, so that it counts once.
+
+Without Redis
+-------------
+A process that does not reach Redis keeps to its share: what was left when Redis last answered, divided by the processes
+that ran then. One that Redis has never answered has no share, and loads nothing. What it spends, it reports when Redis
+is back. Without Redis in the settings, a process has the limit for itself.
+"""
+
+import asyncio
+import contextlib
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from magnus_cache._engine.keys.names import Keyspace
+from magnus_cache._engine.policy.spending import SpendLimit, period_of
+from magnus_cache._engine.redis.exchange import Callback
+from magnus_cache._engine.redis.server_time import RedisTime
+from magnus_cache._engine.redis.spend_keys import SpendAsk, SpendReply
+from magnus_cache._engine.runtime.clock import MICROSECONDS, Clock, offset_of
+from magnus_cache._engine.runtime.critical import section
+from magnus_cache.errors import CacheError, CacheUnavailableError
+
+if TYPE_CHECKING:
+    from magnus_cache._engine.redis.client import Client
+    from magnus_cache._engine.redis.exchange import Connection
+
+__all__ = ["SpendAnswer", "Spending", "SpendingParts"]
+
+_UNKNOWN: Final = 1.0
+"""Seconds after which a process asks again that Redis has never answered."""
+
+
+class SpendAnswer(NamedTuple):
+    """Whether a load may begin.
+
+    :ivar retry_after: seconds until money may be there again.
+    :ivar known: whether it is known what was spent; if not, Redis has never answered.
+    """
+
+    allowed: bool
+    retry_after: float
+    known: bool = True
+
+
+class _Account:
+    """What one namespace has spent. Thread-safe."""
+
+    __slots__ = ("_lock", "_number", "_open", "_unreported", "ends", "key", "left", "limit", "since")
+
+    def __init__(self, key: bytes, limit: SpendLimit) -> None:
+        self.key = key
+        self.limit = limit
+        self._lock = section()
+        self._number = 0
+        self._open = (0, 0)
+        self._unreported = 0
+        self.left: int | None = None
+        """Of the limit, when Redis last answered."""
+        self.since = 0
+        """Spent by this process since then."""
+        self.ends = -math.inf
+        """The monotonic second at which the period ends."""
+
+    def spent(self, nanos: int) -> None:
+        """Note what was spent, or given back if it is below 0."""
+        with self._lock:
+            self._unreported += nanos
+            self.since += nanos
+
+    @property
+    def due(self) -> bool:
+        """Return whether there is something to report."""
+        return bool(self._unreported or self._open[0])
+
+    def ask(self, owner: bytes, price: int, ahead: float) -> SpendAsk:
+        """Return the report that is to be sent, or sent again."""
+        with self._lock:
+            if not self._open[0] and self._unreported:
+                self._number += 1
+                self._open, self._unreported = (self._number, self._unreported), 0
+            number, amount = self._open
+            return SpendAsk(
+                self.limit.period, owner, number, amount, self.limit.nanos, price, self._unreported, ahead
+            )  # fmt: skip
+
+    def took(self, ask: SpendAsk, reply: SpendReply, now: float) -> None:
+        """Note that Redis has answered."""
+        with self._lock:
+            if self._open[0] == ask.number:
+                self._open = (0, 0)
+            self.left = self.limit.nanos - reply.spent
+            self.since = self._unreported
+            self.ends = now + reply.left
+
+    def alone(self, price: int, share: int, now: float, period_ends: float) -> SpendAnswer:
+        """Return whether a load may begin by what this process knows; if so, note its price as spent.
+
+        :param share: of how many processes this is one.
+        :param period_ends: the monotonic second at which the present period ends, as far as is known.
+        """
+        with self._lock:
+            if self.left is None:
+                return SpendAnswer(False, _UNKNOWN, known=False)
+            if now >= self.ends:
+                self.left, self.since, self.ends = self.limit.nanos, 0, period_ends
+            whole = max(0, self.left) // share
+            if self.since + price > whole or self.since >= whole:
+                return SpendAnswer(False, max(0.0, self.ends - now))
+            self._unreported += price
+            self.since += price
+            return SpendAnswer(True, 0.0)
+
+
+class SpendingParts(NamedTuple):
+    """What `Spending` asks.
+
+    :ivar enabled: whether there is a Redis.
+    :ivar owner: returns what identifies this process.
+    :ivar processes: returns how many processes ran when this one last looked; called with each answer of Redis, too.
+    :ivar time_of: returns the clock that a key goes by.
+    """
+
+    enabled: bool
+    owner: Callable[[], str]
+    processes: Callable[[], int]
+    time_of: Callable[[bytes], RedisTime]
+
+
+class Spending:
+    """The limits of spending of one cache. Thread-safe."""
+
+    def __init__(self, client: "Client", keyspace: Keyspace, parts: SpendingParts, clock: Clock) -> None:
+        self._client = client
+        self._keyspace = keyspace
+        self._parts = parts
+        self._clock = clock
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget everything, as in a forked child: what it knew is its parent's to report."""
+        self._lock = section()
+        self._accounts: dict[tuple[str, SpendLimit], _Account] = {}
+
+    def _account(self, namespace: str, limit: SpendLimit) -> _Account:
+        place = str(namespace), limit
+        found = self._accounts.get(place)
+        if found is None:
+            key = self._keyspace.control_name("spend", f"{limit.period}:{namespace}")
+            found = self._accounts.setdefault(place, _Account(key, limit))
+            if not self._parts.enabled:
+                found.left = limit.nanos
+        return found
+
+    async def enter(self, namespace: str, limit: SpendLimit, price: int) -> SpendAnswer:
+        """Return whether a load may begin; if so, its price counts as spent.
+
+        :param price: in billionths; 0 if the load tells what it has cost afterwards.
+        """
+        account = self._account(namespace, limit)
+        if self._parts.enabled:
+            waiter: asyncio.Future[SpendReply] = asyncio.get_running_loop().create_future()
+            try:
+                self._send(account, price, waiter)
+                reply = await waiter
+            except CacheUnavailableError:
+                pass
+            else:
+                return SpendAnswer(reply.allowed, 0.0 if reply.allowed else max(0.001, reply.left))
+        now, share = self._clock(), self._parts.processes() if self._parts.enabled else 1
+        return account.alone(price, share, now, self._end(account, now))
+
+    def spent(self, namespace: str, limit: SpendLimit, nanos: int) -> None:
+        """Note what loads have cost; below 0 for what was given back. `report` tells Redis."""
+        self._account(namespace, limit).spent(nanos)
+
+    def report(self) -> None:
+        """Tell Redis what was spent, through the running loop's connections."""
+        if not self._parts.enabled:
+            return
+        for account in list(self._accounts.values()):
+            if account.due:
+                with contextlib.suppress(CacheError):  # it is told when Redis is back
+                    self._send(account, 0, Callback())
+
+    def _send(self, account: _Account, price: int, waiter: "asyncio.Future[SpendReply] | Callback") -> None:
+        ask = account.ask(self._parts.owner().encode(), price, offset_of(self._clock))
+        self._client.spend(account.key, ask, partial(self._answered, account, ask), waiter)
+
+    def _answered(
+        self, account: _Account, ask: SpendAsk, reply: SpendReply, _connection: "Connection", _sent: float
+    ) -> SpendReply:  # fmt: skip
+        account.took(ask, reply, self._clock())
+        self._parts.processes()
+        if account.due:
+            # What was spent while this was under way.
+            asyncio.get_running_loop().call_soon(self.report)
+        return reply
+
+    def _end(self, account: _Account, now: float) -> float:
+        """Return the monotonic second at which the present period ends, by what is known of Redis' clock."""
+        second = self._parts.time_of(account.key).at(now) / MICROSECONDS
+        return now + period_of(second, account.limit.period)[1] - second

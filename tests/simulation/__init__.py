@@ -1,0 +1,1 @@
+"""Recorded accesses, and their replay with other settings."""
