@@ -63,7 +63,10 @@ def test_managers_show_names_of_types(manager: type[Any]) -> None:
 
 def test_bound_methods_too() -> None:
     with CacheManager(redis_enabled=False) as cache:
-        assert str(inspect.signature(cache.get)) == "(namespace: str, key: Any, default: Any = None) -> Any"
+        assert (
+            str(inspect.signature(cache.get))
+            == "(namespace: str, key: Any, default: Any = None, *, stamped: bool = False) -> Any"
+        )
 
 
 def test_annotations_are_still_types() -> None:

@@ -165,6 +165,25 @@ async def test_no_audit_delays_or_fails_a_call(url: str) -> None:
         assert (report.checked, sum(row.failed for row in report.rows)) == (0, 1)
 
 
+async def test_an_audit_is_within_the_budget_of_its_source(url: str) -> None:
+    scarce = Namespace("t", ttl="1h", audit=1, budget="1/h", hard_timeout=0.2)
+    calls: list[int] = []
+    async with AsyncCacheManager(redis_url=url) as cache:
+        for _ in range(3):
+            await cache.get_or_set(scarce, "k", lambda: calls.append(1), cost=2)
+        await wait_until_async(lambda: not state_of(cache).flights.background)
+        assert len(calls) == 1
+        assert (await cache.get_stats())["namespaces"]["t"]["spent"] == 2
+
+
+async def test_what_an_audit_costs_is_spent(url: str) -> None:
+    async with AsyncCacheManager(redis_url=url) as cache:
+        for _ in range(2):
+            await cache.get_or_set(ALL, "k", lambda: 1, cost=2)
+        await wait_until_async(checked(cache, 1))
+        assert (await cache.get_stats())["namespaces"]["t"]["spent"] == 4
+
+
 async def test_none_in_an_outage(proxy: Proxy) -> None:
     calls: list[int] = []
     async with AsyncCacheManager(redis_url=f"redis://127.0.0.1:{proxy.port}", op_timeout=0.2) as cache:

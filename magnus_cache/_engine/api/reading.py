@@ -81,7 +81,7 @@ class AsyncReading(CacheBase):
 class BlockingReading(CacheBase):
     """These operations for blocking code."""
 
-    _async: AsyncReading
+    _async: Any
 
     def _call(self, operation: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         self._state.check_open()

@@ -17,24 +17,26 @@ from magnus_cache._engine import codec
 from magnus_cache._engine.flights.context import CurrentLoad, as_current_load, modified
 from magnus_cache._engine.flights.flight import Flight
 from magnus_cache._engine.loading.loads import Loads
+from magnus_cache._engine.loading.money import paid_for
 from magnus_cache._engine.loading.request import LoadRequest
 from magnus_cache._engine.memory.entry import Entry
 from magnus_cache._engine.policy.audits import Sampler
 from magnus_cache._engine.policy.modes import Mode
 from magnus_cache._engine.policy.namespaces import Namespace
 from magnus_cache._engine.runtime.audit_counts import bucket_of
+from magnus_cache._engine.runtime.clock import monotonic
 from magnus_cache._engine.runtime.turns import in_turns
 from magnus_cache._engine.runtime.waiters import running_loop
 from magnus_cache._engine.store.records import MISS, age_of
-from magnus_cache.errors import CacheEncodeError
+from magnus_cache.errors import CacheBudgetError, CacheEncodeError, RetryLater
 
 __all__ = ["Auditor", "is_same"]
 
 _MOST: Final = 4_096
 """Keys of which it is remembered what was checked; when there are more, remembering starts over."""
 
-_NAME: Final = b"\0audit:"
-"""Before the name of a value: the flight of its audit, which no caller can join."""
+_NAME: Final = b"\0"
+"""Before the name of a value: the flight of its audit, which no caller can join. Budgets find the key in it."""
 
 
 def is_same(cached: tuple[bytes | None, Any], fresh: tuple[bytes | None, Any]) -> bool | None:
@@ -126,18 +128,35 @@ class Auditor:
 
     async def _audit(self, request: LoadRequest[Any], entry: Entry, flight: Flight) -> None:
         ref, counts = request.ref, self._state.stats.audits
-        # When the source is asked, not when the value was served: that is what the two have in common.
-        bucket, namespace = bucket_of(self._age(ref.name, entry)), str(ref.namespace)
+        bucket = bucket_of(self._age(ref.name, entry))
+        permits, namespace = self._loads.permits, str(ref.namespace)
         same: bool | None = None
         try:
+            if permits.limits(ref):
+                # Behind all loads that callers wait for.
+                await permits.enter(request, flight, monotonic())
+            # When the source is asked, not when the value was served: that is what the two have in common.
+            bucket = bucket_of(self._age(ref.name, entry))
             with as_current_load(CurrentLoad()):
                 value = modified(await self._loads.call(request.loader, namespace))
+            self._count_spent(request, value)
             same = await self._compared(request, entry, value)
+        except CacheBudgetError:
+            return
+        except RetryLater as later:
+            await permits.paused(ref, request.options, (flight,), later)
+            return
         except Exception:  # noqa: BLE001  # raised by the loader: it is counted, and concerns no caller
             same = None
         counts.count(namespace, bucket, "failed" if same is None else "checked")
         if same is False:
             counts.count(namespace, bucket, "wrong")
+
+    def _count_spent(self, request: LoadRequest[Any], value: Any) -> None:
+        """Count what an audit has cost: the source does not ask what a load is for."""
+        if request.options.cost is not None:
+            request.ref.counters.spent_nanos += request.options.cost.nanos
+            paid_for(self._state, request, value)
 
     async def _compared(self, request: LoadRequest[Any], entry: Entry, value: Any) -> bool | None:
         """Return whether a loaded value is the cached one; None if that cannot be told."""
