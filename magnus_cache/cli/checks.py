@@ -53,7 +53,7 @@ _KEY: Final = object()
 
 _ARGUMENTS: Final[dict[str, tuple[Any, ...]]] = {
     "getrange": (_KEY, 0, 0), "set": (_KEY, b"1", "PX", 1_000), "pexpire": (_KEY, 1_000), "expire": (_KEY, 1),
-    "hget": (_KEY, "f"), "hmget": (_KEY, "f"), "hset": (_KEY, "f", 1), "hsetnx": (_KEY, "f", 1),
+    "hget": (_KEY, "f"), "hmget": (_KEY, "f"), "hset": (_KEY, "f", 1), "hdel": (_KEY, "f"), "hsetnx": (_KEY, "f", 1),
     "hincrby": (_KEY, "f", 0), "zadd": (_KEY, 0, "m"), "zrem": (_KEY, "m"), "zrangebyscore": (_KEY, 0, 0),
     "zremrangebyscore": (_KEY, 0, 0), "scan": (0, "COUNT", 1), "eval": ("return 1", 0), "evalsha": ("0" * 40, 0),
     "info": ("server",), "client|tracking": ("OFF",), "client|kill": ("ID", 1 << 60),

@@ -1,7 +1,6 @@
 """Sealed values on the command line: none is shown unless that is asked for, with the keys."""
 
 import json
-import logging
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -26,18 +25,15 @@ def sealed(url: str) -> Iterator[CacheManager]:
 
 
 @pytest.fixture
-def command(url: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Iterator[Command]:
+def command(url: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Command:
     """Run a command in this process; return its exit code, and all that it prints."""
-    logger = logging.getLogger("magnus_cache")
-    level = logger.level
 
     def run(*arguments: str, keys: str = KEY) -> tuple[int, str]:
         monkeypatch.setenv("MAGNUS_CACHE_SEAL_KEYS", keys)
         code = main([*arguments, "--url", url])
         return code, "".join(capfd.readouterr())
 
-    yield run
-    logger.setLevel(level)
+    return run
 
 
 def test_a_sealed_value_is_shown_with_reveal_alone(command: Command, sealed: CacheManager) -> None:

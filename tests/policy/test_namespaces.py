@@ -28,7 +28,8 @@ FRESHNESS: dict[str, Any] = {
 }  # fmt: skip
 FULL: dict[str, Any] = {
     "ttl": 90.0, "l1": False, "l1_ttl": 5.0, "max_value_bytes": 100, "share": True, "compress": True, "version": 2,
-    "budget": None, "l1_max_entries": None, "offline": 7.0, "local": False, "seal": True, "strict": True,
+    "audit": 0.25, "budget": None, "spend_limit": "5.00/day", "l1_max_entries": None, "offline": 7.0, "local": False,
+    "seal": True, "strict": True,
     "codec": (pickle.dumps, pickle.loads),
     **FRESHNESS,
 }  # fmt: skip
@@ -64,7 +65,8 @@ def test_policy_and_its_defaults() -> None:
     assert Namespace("n", ttl=timedelta(seconds=90), l1=False, l1_ttl="5s", max_value_bytes=100, share=True,
                      compress=True, version=2, offline=7, seal=True, strict=True, grace="1h", soft_timeout=0,
                      hard_timeout=2.5, early=1, jitter=0.1, retry="1s",
-                     negative={LookupError: "30s"}, codec=(pickle.dumps, pickle.loads)).policy == FULL  # fmt: skip
+                     negative={LookupError: "30s"}, codec=(pickle.dumps, pickle.loads), audit=0.25,
+                     spend_limit="5.00/day").policy == FULL  # fmt: skip
     assert repr(Namespace("n", ttl="5m", share=True)) == "Namespace('n', ttl=300.0, share=True)"
     assert repr(Namespace("n")) == "Namespace('n')"
 
