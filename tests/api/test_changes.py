@@ -269,8 +269,11 @@ async def test_a_clear_stands_for_the_keys_that_follow_until_it_is_taken(url: st
             assert await other.clear("t") == 300
             await other.set("t", "a", 1)
             await nothing_happens_for_async(QUIET)
-            assert await step(changes) == Invalidated("t")
-            assert "0 waiting" in repr(changes)
+            # The epoch is asked for before it is told, and more keys than may wait can come before its answer.
+            first = await step(changes)
+            assert first in (Invalidated("t"), Lost("t", "overflow"))
+            while "0 waiting" not in repr(changes):
+                assert await step(changes) in (Invalidated("t"), Changed("t", "a"))
 
 
 async def test_each_consumer_is_told_and_all_share_one_connection(url: str, raw: redis.Redis) -> None:

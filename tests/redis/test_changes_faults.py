@@ -132,7 +132,9 @@ async def test_the_rights_that_the_pages_name_are_enough(private_server: Embedde
         await other.invalidate_tags("x")
         assert await step(changes) == Invalidated("t", "x")
         await other.clear("t")
-        assert await step(changes) == Invalidated("t")
+        # The epoch is asked for before it is told: that a key is removed may come first.
+        while (change := await step(changes)) != Invalidated("t"):
+            assert change == Changed("t", "a")
 
 
 def test_a_blocked_consumer_is_told_of_a_gap(proxy: Proxy) -> None:

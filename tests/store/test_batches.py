@@ -529,6 +529,8 @@ async def test_a_remembered_reference_has_the_policy_that_its_namespace_has_now(
 
     async with AsyncCacheManager(redis_url=url) as cache:
         reads = cache._engine.reads
+        # Also if this test has registered it before.
+        register_namespace(Namespace("remembered"), replace=True)
         plain = reads.ref("remembered", "k")
         assert reads.ref("remembered", "k") is plain
         own = Namespace("remembered", ttl=7)

@@ -20,8 +20,6 @@ _TRACED: Final = (
     str(Path(magnus_cache.__file__).parent) + "/",
     # What wakes a loop, and what the guards are replaced by.
     str(Path(asyncio.__file__).parent) + "/",
-    # The ways into and out of the package's context managers.
-    contextlib.__file__,
     str(Path(__file__).parents[1] / "runtime" / "mutants_interrupts.py"),
 )
 
