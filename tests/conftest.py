@@ -55,16 +55,27 @@ _FOR_PEOPLE: Final = (
 )  # fmt: skip
 """Where the tests of what people touch are: most of them start a program each."""
 
+_ON_THE_ENGINE: Final = (
+    "tests/api/test_changes.py", "tests/api/test_keep_warm.py", "tests/api/test_stamps.py",
+    "tests/coordination/test_ledger.py", "tests/fleet/test_budgets.py", "tests/fleet/test_changes_machine.py",
+    "tests/fleet/test_warm_jobs.py", "tests/loading/test_audits.py", "tests/loading/test_budgets.py",
+    "tests/loading/test_costs.py", "tests/loading/test_spending.py", "tests/redis/test_buckets.py",
+    "tests/redis/test_changes_faults.py", "tests/simulation/", "tests/store/test_calendar_ttls.py",
+)  # fmt: skip
+"""Where the tests of what is built upon loads and stores are: they wait for timers, and the engine has its own."""
+
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave further kinds of servers and loops of slow tests to `nox -s cluster`, which sets `MAGNUS_TESTS=all`.
 
-    Tests on a cluster or Sentinel set, and those of tools and pages, run on Valkey and asyncio here. All others run on
-    each loop and on each server, but uvloop and the other server together are left to that session, too.
+    Tests on a cluster or Sentinel set, and those of tools, pages and what is built on the engine, run on Valkey and
+    asyncio here. All others run on each loop and on each server, but uvloop and the other server together are left to
+    that session, too.
     """
     here, elsewhere = list[pytest.Item](), list[pytest.Item]()
     for item in items:
-        is_slow = item.nodeid.startswith(_FOR_PEOPLE) or bool(_GROUPS & set(getattr(item, "fixturenames", ())))
+        is_there = item.nodeid.startswith((*_FOR_PEOPLE, *_ON_THE_ENGINE))
+        is_slow = is_there or bool(_GROUPS & set(getattr(item, "fixturenames", ())))
         kinds = set(item.name.partition("[")[2].rstrip("]").split("-"))
         on_other_server, on_uvloop = "redis" in kinds and "valkey" not in kinds, "uvloop" in kinds
         left = (on_other_server or on_uvloop) if is_slow else (on_other_server and on_uvloop)
