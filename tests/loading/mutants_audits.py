@@ -11,7 +11,7 @@ from tests.support.guards import guard, rewrite
 HERE: Final = "tests/loading/test_audits.py"
 
 
-@guard(f"{HERE}::test_a_hot_value_is_checked_once_for_each_age")
+@guard(f"{HERE}::test_a_value_that_was_checked_is_not_checked_again_at_that_age")
 def without_a_look_whether_a_value_of_that_age_was_checked() -> None:
     rewrite(Auditor.hit, "if self._checked.get(name) == (entry.version, bucket):", "if False:")
 

@@ -143,6 +143,24 @@ async def test_a_hot_value_is_checked_once_for_each_age(url: str) -> None:
             assert sum(row.hits for row in (await cache.audit_report("t")).rows) >= 98
 
 
+async def test_a_value_that_was_checked_is_not_checked_again_at_that_age(url: str) -> None:
+    calls: list[int] = []
+
+    async def load() -> int:
+        calls.append(1)
+        return 1
+
+    with virtual_clock():
+        async with AsyncCacheManager(redis_url=url) as cache:
+            for _ in range(10):
+                await cache.get_or_set(ALL, "k", load)
+                for _ in range(50):
+                    # So many turns that an audit would have ended.
+                    await asyncio.sleep(0)
+            # The load, its audit, and one more if real time has brought the value to the next age.
+            assert 2 <= len(calls) <= 3
+
+
 async def test_no_audit_delays_or_fails_a_call(url: str) -> None:
     go = threading.Event()
     calls: list[int] = []

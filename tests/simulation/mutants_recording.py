@@ -45,7 +45,7 @@ def without_a_new_recording_in_a_forked_child() -> None:
     put(Recordings, "reset", nothing)
 
 
-@guard(f"{RECORDING}::test_a_program_that_ends_without_closing_has_recorded_all")
+@guard(f"{RECORDING}::test_the_process_wide_cache_is_recorded_from_its_first_call")
 def without_recording_the_process_wide_cache() -> None:
     put(Recordings, "resume", nothing)
 

@@ -17,6 +17,9 @@ from magnus_cache import (
     CacheSettingsError,
     CacheTypeError,
     Namespace,
+    cache_get,
+    cache_set,
+    get_cache_manager,
 )
 from magnus_cache._engine.runtime import access_log, access_writer
 from magnus_cache._engine.runtime.access_format import Kind, unpacked_column
@@ -278,6 +281,20 @@ def test_a_program_that_ends_without_closing_has_recorded_all(tmp_path: Path) ->
     )
     assert printed == ""
     assert kinds_of(the_one(tmp_path)) == [Kind.STORE, Kind.NEAR_HIT]
+
+
+def test_the_process_wide_cache_is_recorded_from_its_first_call(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MAGNUS_CACHE_RECORD", str(tmp_path))
+    monkeypatch.setenv("MAGNUS_CACHE_REDIS_ENABLED", "false")
+    get_cache_manager().close()
+    try:
+        cache_set("t", "k", 1)
+        assert cache_get("t", "k") == 1
+    finally:
+        get_cache_manager().close()
+    assert [kind for each in read_processes([tmp_path]) for kind in kinds_of(each)] == [Kind.STORE, Kind.NEAR_HIT]
 
 
 def test_nothing_of_it_is_left_when_it_has_ended(cache: CacheManager, tmp_path: Path) -> None:
