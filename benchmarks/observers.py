@@ -19,9 +19,9 @@ from typing import Any, Final
 from magnus_cache import AsyncCacheManager, CacheEvent, Hit, LoadEnded, LoadStarted, Namespace
 from magnus_cache.embedded import EmbeddedServer
 
-__all__ = ["measure", "text"]
+__all__ = ["HITS", "Turn", "gets", "hits", "measure", "text"]
 
-_HITS: Final = 20_000
+HITS: Final = 20_000
 _EXCHANGES: Final = 400
 _FAR: Final = Namespace("far", l1=False)
 
@@ -32,21 +32,25 @@ def _ignore(_: CacheEvent) -> None:
     pass
 
 
-def _hits(cache: AsyncCacheManager) -> Turn:
+def hits(cache: AsyncCacheManager) -> Turn:
+    """Return a turn of hits of a cached function."""
+
     @cache.cached("near", key="{key}")
     async def load(key: str) -> str:
         return key
 
     async def turn() -> None:
-        for _ in range(_HITS):
+        for _ in range(HITS):
             await load("k")
 
     return turn
 
 
-def _gets(cache: AsyncCacheManager) -> Turn:
+def gets(cache: AsyncCacheManager) -> Turn:
+    """Return a turn of `get` of a value in memory."""
+
     async def turn() -> None:
-        for _ in range(_HITS):
+        for _ in range(HITS):
             await cache.get("near", "k")
 
     return turn
@@ -108,15 +112,15 @@ def _deletes(cache: AsyncCacheManager) -> Turn:
 
 _Kinds = tuple[type[CacheEvent], ...]
 _OBSERVED: Final[dict[str, tuple[Callable[[AsyncCacheManager], Turn], _Kinds]]] = {
-    "hit of a function, loads observed": (_hits, (LoadStarted, LoadEnded)),
-    "hit of a function, hits observed": (_hits, (Hit,)),
-    "`get` in memory, hits observed": (_gets, (Hit,)),
+    "hit of a function, loads observed": (hits, (LoadStarted, LoadEnded)),
+    "hit of a function, hits observed": (hits, (Hit,)),
+    "`get` in memory, hits observed": (gets, (Hit,)),
     "100 reads through Redis, all observed": (_reads, ()),
     "100 misses, loads observed": (_misses, (LoadStarted, LoadEnded)),
     "100 misses, all observed": (_misses, ()),
 }
 _RECORDED: Final[dict[str, Callable[[AsyncCacheManager], Turn]]] = {
-    "hit of a function": _hits,
+    "hit of a function": hits,
     "100 misses": _misses,
     "`set`": _single_sets,
     "100 `set` at a time": _sets,

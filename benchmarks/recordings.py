@@ -14,41 +14,19 @@ import random
 import statistics
 import tempfile
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
+from benchmarks.observers import HITS, Turn, gets, hits
 from magnus_cache import AsyncCacheManager
 from magnus_cache.embedded import EmbeddedServer
 from magnus_cache.simulation import Candidate, simulate
 
 __all__ = ["measure", "text"]
 
-_HITS: Final = 20_000
 _MISSES: Final = 400
 _KEYS: Final = 20_000
-
-Turn = Callable[[], Awaitable[object]]
-
-
-def _hits(cache: AsyncCacheManager) -> Turn:
-    @cache.cached("near", key="{key}")
-    async def load(key: str) -> str:
-        return key
-
-    async def turn() -> None:
-        for _ in range(_HITS):
-            await load("k")
-
-    return turn
-
-
-def _gets(cache: AsyncCacheManager) -> Turn:
-    async def turn() -> None:
-        for _ in range(_HITS):
-            await cache.get("near", "k")
-
-    return turn
 
 
 def _misses(cache: AsyncCacheManager) -> Turn:
@@ -65,7 +43,7 @@ def _misses(cache: AsyncCacheManager) -> Turn:
 
 
 _ROWS: Final[dict[str, Callable[[AsyncCacheManager], Turn]]] = {
-    "hit of a function": _hits, "`get` in memory": _gets, "100 misses": _misses,
+    "hit of a function": hits, "`get` in memory": gets, "100 misses": _misses,
 }  # fmt: skip
 
 
@@ -97,7 +75,7 @@ async def _costs(url: str, rounds: int) -> dict[str, dict[str, float]]:
                         if not recorded:
                             await recording.aclose()
                         ratio, more = await _ratio(make(one), make(other), rounds)
-            each = more / (_MISSES if make is _misses else _HITS)
+            each = more / (_MISSES if make is _misses else HITS)
             found[f"{name}, {'recorded' if recorded else 'recorded before'}"] = {"ratio": ratio, "microseconds": each}
     return found
 
