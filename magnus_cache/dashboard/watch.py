@@ -66,6 +66,9 @@ class Watch:
 
     def __init__(self, cache: CacheManager, every: float) -> None:
         self._cache = cache
+        # Pages find a watch by the identity of this: it must not be given to another cache while the watch is there,
+        # although the process-wide cache may be closed, and made anew with another one.
+        self._state = cache._state
         self._every = every
         self._lock = threading.Lock()
         self._next = self._at = 0.0
@@ -95,7 +98,7 @@ class Watch:
                 outages.insert(0, Outage(self._away[0], now - self._away[1], 0.0))
             return View(
                 self._figures, self._minutes, self._processes, now - self._at, health, self._problem, outages,
-                self._alone, self._ledger, self._cache._state.settings.currency,
+                self._alone, self._ledger, self._state.settings.currency,
             )  # fmt: skip
 
     def expire(self) -> None:
@@ -105,7 +108,7 @@ class Watch:
 
     @property
     def _alone(self) -> bool:
-        return self._cache._state.endpoint is None
+        return self._state.endpoint is None
 
     def _asked(self) -> Health:
         health = self._health = self._cache.ping()

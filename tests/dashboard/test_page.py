@@ -1,10 +1,12 @@
 """The page of the dashboard as Streamlit makes it: what it shows of a real Redis, and what its buttons do."""
 
+import gc
 import importlib.util
 import json
 import pickle
 import re
 import sys
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any, Final
 
@@ -479,6 +481,20 @@ def test_a_panel_of_the_process_wide_cache(
     monkeypatch.setenv("REDIS_URL", url)
     use(get_cache_manager())
     assert metrics(embedded(None))["Calls"][0] == "28"
+
+
+def test_a_process_wide_cache_that_was_closed_lends_its_watch_to_no_other_cache(
+    embedded: Callable[[Any], AppTest], url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its identity may not be given to another cache while pages find a watch by it."""
+    from magnus_cache import get_cache_manager
+
+    monkeypatch.setenv("REDIS_URL", url)
+    embedded(None)
+    former = weakref.ref(get_cache_manager()._state)
+    get_cache_manager().close()
+    gc.collect()
+    assert former() is not None
 
 
 def test_a_panel_of_a_cache_without_redis(embedded: Callable[[Any], AppTest]) -> None:
