@@ -20,7 +20,10 @@ from tests.support.programs import ROOT
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
-KEYS: Final[list[Any]] = ["us", "hello world", 7, b"\x00x", ("x", 2), "100%", "~odd", "a,b", "l" * 300, "é", "%41"]
+KEYS: Final[list[Any]] = [
+    "us", "hello world", 7, b"\x00x", ("x", 2), "100%", "~odd", "a,b", "l" * 300, "é", "%41", "%FF", "\udcff", "a\nb",
+    "\x1b[31m",
+]  # fmt: skip
 
 
 @pytest.fixture
@@ -114,6 +117,19 @@ def test_every_key_that_is_listed_is_taken(run: Run, cache: CacheManager) -> Non
 def test_a_key_is_shown_as_it_is_written_if_that_is_taken_for_it(key: Any) -> None:
     text = key_text(key)
     assert key_text(key_of(key_shown(text))) == text
+    assert key_shown(text).isprintable()
+
+
+def test_a_key_that_another_program_has_written_in_other_bytes_is_shown_and_taken(
+    run: Run, cache: CacheManager, raw: Any
+) -> None:
+    cache.set("t", "\udcff", 1)
+    raw.set(b"magnus:t:\xff~%41", b"foreign")
+    assert printed(run("ls", "t")).splitlines() == ["%ED%B3%BF", "%FF%7E%2541"]
+    assert "unreadable" in printed(run("explain", "t", "%FF%7E%2541"), 1)
+    printed(run("delete", "t", "%FF%7E%2541"))
+    assert not raw.exists(b"magnus:t:\xff~%41")
+    assert cache.get("t", "\udcff") == 1
 
 
 def test_there_is_nothing(run: Run) -> None:
