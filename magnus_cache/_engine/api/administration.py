@@ -42,7 +42,7 @@ class AsyncAdministration(AsyncLife):
     def scan(self, namespace: str, match: str = "*") -> AsyncGenerator[str]:
         """Yield the keys of a namespace, for administration: Redis looks through its whole database.
 
-        Each is a text that every operation takes as key; of a namespace with a version, the keys are those of that version.
+        Each is a text that every operation takes as key; of a namespace with a version, they are those of that version.
         A key that is stored or removed meanwhile may be missing.
 
         :param match: a glob for the keys as their callers wrote them, as in `clear`.
