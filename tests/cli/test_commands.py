@@ -182,7 +182,9 @@ def test_figures_of_the_fleet(run: Run, cache: CacheManager) -> None:
     }
     # A command is no process of the fleet.
     assert found["processes"] == 1
-    assert "hit_count" in printed(run("stats"))
+    alone = printed(run("stats"))
+    assert "hit_count" in alone
+    assert alone.endswith("Those of your programs: magnus-cache stats --fleet\n")
     assert found["redis_total_keys"] == parsed(run("stats", "--json"))["redis_total_keys"]
 
 
@@ -198,6 +200,8 @@ def test_processes_of_another_version_are_told(run: Run, cache: CacheManager, ra
     raw.set(name, report[:8] + msgpack.packb(about))
     raw.zadd("magnus!fleet", {member: second + 600})
     shown = " ".join(printed(run("stats", "--fleet")).split())
+    # One look knows no rates.
+    assert "namespace calls hits loads mean load time saved" in shown
     assert f"1 of 1 processes do not run {__version__}, as this command does: an older version (1)." in shown
 
 
@@ -267,6 +271,8 @@ def printed_lines(done: "subprocess.CompletedProcess[str]", code: int = 0) -> li
         (["warm", "json:dumps", "--keys", "keys"], "name the namespace: --namespace NAME"),
         (["warm", "json:dumps", "--keys", "nothere", "--namespace", "t"], "--keys: nothere cannot be read"),
         (["nonsense"], "No such command 'nonsense'"),
+        (["--url", "redis://localhost", "ls"], "No such option: --url; options go behind the command"),
+        (["bill", "--by", "moon"], "Invalid value for '--by': 'moon' is not one of"),
         (["get", "t"], "Missing argument 'key'. (magnus-cache get --help)"),
         (["get", "t", "k", "--nonsense"], "No such option: --nonsense (magnus-cache get --help)"),
         (["get", "t:u", "k"], "contains ':'"),
