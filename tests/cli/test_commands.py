@@ -132,13 +132,25 @@ def test_a_key_that_another_program_has_written_in_other_bytes_is_shown_and_take
     assert cache.get("t", "\udcff") == 1
 
 
-def test_there_is_nothing(run: Run) -> None:
+def test_a_namespace_that_no_program_has_used_is_told(run: Run, cache: CacheManager) -> None:
+    cache.set("t", "k", 1)
+    for command in ("get", "ttl", "delete"):
+        done = run(command, command, "k")
+        assert printed(done, 1) == ""
+        said = f"{command}:k: not there; no program has used namespace '{command}' under the prefix 'magnus': "
+        assert said in done.stderr
+    assert "no program has used namespace 'v'" in printed(run("explain", "v", "k"), 1)
+    assert run("get", "t", "none").stderr == "magnus-cache: t:none: not there\n"
+
+
+def test_there_is_nothing(run: Run, cache: CacheManager) -> None:
+    cache.set("t", "k", 1)
     done = run("get", "t", "none")
     assert (printed(done, 1), done.stderr) == ("", "magnus-cache: t:none: not there\n")
     assert run("ttl", "t", "none").returncode == run("delete", "t", "none").returncode == 1
     assert "not there" in printed(run("explain", "t", "none"), 1)
-    assert parsed(run("ls", "t", "--json")) == []
-    assert run("ls", "t").stderr == "no keys in namespace 't'\n"
+    assert parsed(run("ls", "u", "--json")) == []
+    assert run("ls", "u").stderr == "no keys in namespace 'u'\n"
 
 
 def test_a_value_that_cannot_be_read_is_told(run: Run, cache: CacheManager, raw: Any) -> None:
