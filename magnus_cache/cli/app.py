@@ -26,6 +26,9 @@ __all__ = ["app", "main"]
 _Refusal: Final[Any] = typer.BadParameter.__mro__[2]
 """The base of all errors of the command line: click's own, or that of the click inside newer releases of Typer."""
 
+_OF_COMMANDS: Final = frozenset(("--url", "--prefix", "--json"))
+"""Options that are given before the command by mistake, as other programs have them there."""
+
 _PIPE_CLOSED: Final = 141
 """The exit code that shells expect of a program whose reader has ended."""
 
@@ -64,8 +67,12 @@ def main(arguments: Sequence[str]) -> int:
         return _failed(str(failure), failure.code)
     except _Refusal as error:
         context = getattr(error, "ctx", None)
-        where = f" ({context.command_path} --help)" if context is not None else ""
-        return _failed(error.format_message() + where, error.exit_code)
+        problem = error.format_message().replace("Value error, ", "")
+        if context is not None:
+            misplaced = context.parent is None and getattr(error, "option_name", None) in _OF_COMMANDS
+            problem += "; options go behind the command, as in: magnus-cache doctor --url ..." if misplaced else ""
+            problem += f" ({context.command_path} --help)"
+        return _failed(problem, error.exit_code)
     except typer.Exit as ended:
         return ended.exit_code
     except (typer.Abort, KeyboardInterrupt):

@@ -47,7 +47,10 @@ def audit(
 
 def _drawn(report: AuditReport, proposal: TtlProposal) -> RenderableType:
     if not report.rows:
-        return Text(f'Nothing of {report.namespace} was audited: Namespace("{report.namespace}", audit=0.01) does.')
+        return Text(
+            f"No hit of {report.namespace} was audited in the last day. Audits are off until you ask for them: "
+            f'Namespace("{report.namespace}", audit=0.01), or @cache.cached(..., audit=0.01).'
+        )
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in ("age", "hits drawn", "checked", "wrong", "wrong share", "failed"):
         table.add_column(name, justify="right", no_wrap=True)

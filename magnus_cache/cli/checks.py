@@ -309,7 +309,7 @@ def _foreign(cache: CacheManager) -> Iterator[Finding]:
             "give this cache a prefix of its own: prefix (MAGNUS_CACHE_PREFIX)", "keys.md",
         )  # fmt: skip
     else:
-        yield Finding("keys", "ok", f"{len(names)} keys looked at, all of this cache")
+        yield Finding("keys", "ok", f"looked at {len(names):,} key{'' if len(names) == 1 else 's'}, all of this cache")
 
 
 async def _some_names(client: Client, scope: ClearScope) -> list[bytes]:

@@ -78,12 +78,17 @@ def drill(
             note(f"let the application use {proxy.url}, and give it something to do; Ctrl-C ends the drill")
             if not _wait_for(lambda: proxy.counts.open_connections > 0, wait):
                 raise CommandError(FINDING, f"no application has connected to {proxy.url} within {wait:g} s")
-            strikes = [_strike(proxy, name, begin, seconds, check) for name, begin in _FAULTS]
+            strikes: list[_Strike] = []
+            for name, begin in _FAULTS:
+                strikes.append(_strike(proxy, name, begin, seconds, check))
+                if not json:
+                    # At once: all of them take up to a minute.
+                    _print(strikes[-1], watched=check is not None)
     failed = [strike for strike in strikes if strike.problems]
     if json:
         print_json([asdict(strike) for strike in strikes])
     else:
-        _print(strikes, watched=check is not None)
+        console().print(f"verdict: {len(strikes) - len(failed)} of {len(strikes)} faults passed")
     if failed:
         raise typer.Exit(FINDING)
 
@@ -150,14 +155,11 @@ def _wait_for(condition: Callable[[], bool], seconds: float) -> bool:
     return True
 
 
-def _print(strikes: list[_Strike], *, watched: bool) -> None:
+def _print(strike: _Strike, *, watched: bool) -> None:
     out = console()
-    for strike in strikes:
-        told = ["not back" if strike.back_after is None else f"back after {strike.back_after:.2f} s"]
-        if watched:
-            told.append(f"{strike.requests} requests, {strike.failed} failed, slowest {strike.slowest:.2f} s")
-        out.print(f"{'[red]failed[/]' if strike.problems else '[green]passed[/]'}  {strike.name}: {'; '.join(told)}")
-        for problem in strike.problems:
-            out.print(f"        {problem}")
-    failed = sum(bool(strike.problems) for strike in strikes)
-    out.print(f"verdict: {len(strikes) - failed} of {len(strikes)} faults passed")
+    told = ["not back" if strike.back_after is None else f"back after {strike.back_after:.2f} s"]
+    if watched:
+        told.append(f"{strike.requests} requests, {strike.failed} failed, slowest {strike.slowest:.2f} s")
+    out.print(f"{'[red]failed[/]' if strike.problems else '[green]passed[/]'}  {strike.name}: {'; '.join(told)}")
+    for problem in strike.problems:
+        out.print(f"        {problem}")

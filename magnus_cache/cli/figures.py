@@ -14,6 +14,7 @@ from rich.text import Text
 from magnus_cache import CacheManager, FleetProcess, __version__
 from magnus_cache._engine.api.totals import fleet_totals
 from magnus_cache._engine.runtime.ledger import money_text
+from magnus_cache._engine.store.explanation import duration_text
 from magnus_cache.cli.common import Json, Prefix, Url, console, opened, print_json
 
 __all__ = ["add_to", "stats", "top"]
@@ -35,6 +36,10 @@ _MEDIUM: Final = 100
 
 _WIDE: Final = 124
 """Columns from which there is room for all figures of money."""
+
+_ALONE: Final = (
+    "Counts are those of this command alone, which called nothing. Those of your programs: magnus-cache stats --fleet"
+)
 
 
 def add_to(app: typer.Typer) -> None:
@@ -62,8 +67,8 @@ def stats(
 
         def shown() -> RenderableType:
             figures = _summary(look(), cache._state.settings.currency)
-            others = _other_versions(cache.get_processes()) if fleet else ""
-            return Group(figures, Text(), Text(others)) if others else figures
+            remark = _other_versions(cache.get_processes()) if fleet else _ALONE
+            return Group(figures, Text(), Text(remark)) if remark else figures
 
         if json:
             _repeat(lambda: print_json(look()), every, watch=watch)
@@ -158,12 +163,13 @@ def _hottest(figures: Mapping[str, Any], currency: str) -> RenderableType:
 def _table(title: str, rows: Mapping[str, Mapping[str, Any]], currency: str, width: int = 0) -> Table:
     """Return the rows, hottest first.
 
+    :param rows: with `calls_per_second` if they are looked at again and again; a single look has no such column.
     :param currency: of the columns of money, which are there if anything cost money.
     :param width: of the first column at least, if there is room; so that the columns of two tables are aligned.
     """
     table = Table(box=None, pad_edge=False, header_style="bold", expand=False)
     width_here = console().width
-    columns: tuple[str, ...] = ("calls/s", "calls", "hits", "loads", "mean load", "saved")
+    columns: tuple[str, ...] = ("calls/s", "calls", "hits", "loads", "mean load", "time saved")
     if any(row["spent"] or row["saved"] for row in rows.values()):
         # Where there is less room, money takes the place of other figures; the names must stay readable.
         loads = () if width_here < _MEDIUM else ("loads", "mean load")
@@ -172,11 +178,13 @@ def _table(title: str, rows: Mapping[str, Mapping[str, Any]], currency: str, wid
             "calls",
             "hits",
             *loads,
-            "saved",
+            "time saved",
             "money saved",
             *(("spent",) if width_here >= _WIDE else ()),
         )
     shown = columns if width_here >= _NARROW else columns[:3]
+    if not any("calls_per_second" in row for row in rows.values()):
+        shown = tuple(name for name in shown if name != "calls/s")
     most = max(8, width_here - 11 * len(shown) - (4 if "money saved" in shown else 0))
     table.add_column(title, overflow="ellipsis", no_wrap=True, min_width=min(width, most), max_width=most)
     for name in shown:
@@ -186,15 +194,15 @@ def _table(title: str, rows: Mapping[str, Mapping[str, Any]], currency: str, wid
         return money_text(amount, currency) if row["spent"] or row["saved"] else ""
 
     def heat(row: Mapping[str, Any]) -> tuple[float, float]:
-        return row["calls_per_second"] or 0.0, row["calls"]
+        return row.get("calls_per_second") or 0.0, row["calls"]
 
     for name, row in sorted(rows.items(), key=lambda item: heat(item[1]), reverse=True)[:_MOST_ROWS]:
-        rate = row["calls_per_second"]
-        mean = f"{row['load_seconds'] / row['loads'] * 1000:,.1f} ms" if row["loads"] else ""
+        rate = row.get("calls_per_second")
+        mean = duration_text(row["load_seconds"] / row["loads"]) if row["loads"] else ""
         cells = {
             "calls/s": "" if rate is None else f"{rate:,.1f}", "calls": f"{row['calls']:,}",
             "hits": f"{row['hit_rate_percent']:g} %", "loads": f"{row['loads']:,}", "mean load": mean,
-            "saved": f"{row['saved_seconds']:,.1f} s", "money saved": money(row["saved"], row),
+            "time saved": duration_text(row["saved_seconds"]), "money saved": money(row["saved"], row),
             "spent": money(row["spent"], row),
         }  # fmt: skip
         # No markup: the name of a function may have brackets.
@@ -229,10 +237,7 @@ def _summary(figures: Mapping[str, Any], currency: str) -> RenderableType:
         table.add_row(f"error {reason}", f"{count:,}")
     parts: list[RenderableType] = [table]
     for title, part in (("namespace", "namespaces"), ("function", "functions")):
-        rows = {
-            name: {**row, "calls": row["hit_count"] + row["miss_count"], "calls_per_second": None}
-            for name, row in figures[part].items()
-        }
+        rows = {name: {**row, "calls": row["hit_count"] + row["miss_count"]} for name, row in figures[part].items()}
         if rows:
             parts += [Text(), _table(title, rows, currency)]
     return Group(*parts)

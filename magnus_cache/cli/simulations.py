@@ -17,8 +17,11 @@ __all__ = ["add_to", "simulate_command", "size_of"]
 
 _SIZE: Final = re.compile(r"(\d+(?:\.\d+)?)\s*([kKmMgG]?)(i?[bB])?")
 _STEPS: Final = {"": 0, "k": 1, "m": 2, "g": 3}
-_HIDDEN: Final = 78
-"""Columns of a terminal below which some figures are left out."""
+_LEFT_OUT: Final = ("Redis", "memory", "evicted", "cut short", "load time", "stale")
+"""Figures that make room for the others in a narrow terminal, the first one first."""
+
+_LONGEST: Final = 32
+"""Columns of the longest name of settings for which figures are left out; longer ones take two lines."""
 
 _MINUTE, _HOUR = 60, 3_600
 
@@ -140,9 +143,9 @@ def _remarks(found: Simulation) -> Iterable[str]:
 
 def _table(found: Simulation, *, each: bool) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold", expand=False)
-    table.add_column("settings", overflow="fold")
     rows = [found.as_recorded, *found.results]
     columns = _columns(rows)
+    table.add_column("settings", overflow="fold")
     for name in columns:
         table.add_column(name, justify="right", no_wrap=True)
     for result in rows:
@@ -164,9 +167,16 @@ def _columns(rows: Sequence[CandidateResult]) -> list[str]:
     ):
         if any(getattr(result.total, attribute) for result in rows):
             columns.append(name)
-    if console().width < _HIDDEN:
-        columns = [name for name in columns if name not in ("memory", "Redis", "evicted", "cut short")]
-    return columns
+    names = min(_LONGEST, max(len(result.label) for result in rows))
+    # Each with two blanks before it.
+    widths = dict.fromkeys(columns, 0)
+    for result in rows:
+        cells = _cells(result.total, columns, f"{result.evictions:,.0f}")
+        widths = {name: max(widths[name], len(name), len(cell)) for name, cell in zip(columns, cells, strict=True)}
+    for name in _LEFT_OUT:
+        if names + sum(widths.values()) + 2 * len(widths) > console().width:
+            widths.pop(name, None)
+    return list(widths)
 
 
 def _cells(figures: Figures, columns: Sequence[str], evictions: str) -> list[str]:

@@ -110,6 +110,7 @@ def get(
         if reveal and cache._engine.state.settings.seal_keys is None:
             raise CommandError(WRONG_USAGE, "--reveal needs the keys of sealed values: set MAGNUS_CACHE_SEAL_KEYS")
         place = _place(cache, namespace, key)
+        unused = _unused(cache, place)
         if not reveal and (is_sealed_text(key) or (place.seal and cache.contains(place, key_of(key)))):
             raise CommandError(FINDING, f"{namespace}:{key}: the value is sealed; --reveal shows it")
         value = cache.get(place, key_of(key), default=_NOTHING)
@@ -118,7 +119,7 @@ def get(
             return
         found = cache.explain(place, key_of(key))
     if not found.opaque:
-        raise CommandError(FINDING, f"{namespace}:{key}: {found.verdict}")
+        raise CommandError(FINDING, f"{namespace}:{key}: {found.verdict}{unused}")
     if json:
         print_json({"opaque_bytes": found.size})
     else:
@@ -126,6 +127,21 @@ def get(
 
 
 _NOTHING = object()
+
+
+def _unused(cache: CacheManager, place: Namespace) -> str:
+    """Return what to say beside "not there" if no program has used a namespace: its name or the prefix is another one.
+
+    It is asked first: a read notes the namespace in Redis. Of a cluster it is not told, where each group of slots has
+    notes of its own.
+    """
+    state = cache._engine.state
+    if state.topology.is_cluster or cache._call(state.client.count, [state.epochs.epoch_names(place).control]):
+        return ""
+    return (
+        f"; no program has used namespace {str(place)!r} under the prefix {state.settings.prefix!r}: "
+        "magnus-cache ls shows what is there, --prefix takes another one"
+    )
 
 
 def _place(cache: CacheManager, namespace: str, key: str) -> Namespace:
@@ -152,11 +168,13 @@ def explain(namespace: _Namespace, key: _Key, url: Url = None, prefix: Prefix = 
     Exit code 1 for a miss.
     """
     with opened(url, prefix) as cache:
-        found = cache.explain(_place(cache, namespace, key), key_of(key))
+        place = _place(cache, namespace, key)
+        unused = _unused(cache, place)
+        found = cache.explain(place, key_of(key))
     if json:
         print_json(asdict(found))
     else:
-        typer.echo(str(found))
+        typer.echo(f"{found}{unused}")
     if found.level is None:
         raise typer.Exit(FINDING)
 
@@ -164,13 +182,15 @@ def explain(namespace: _Namespace, key: _Key, url: Url = None, prefix: Prefix = 
 def ttl(namespace: _Namespace, key: _Key, url: Url = None, prefix: Prefix = None, json: Json = False) -> None:
     """Print the seconds that a value has left. Exit code 1 if there is none."""
     with opened(url, prefix) as cache:
-        left = cache.ttl(_place(cache, namespace, key), key_of(key))
+        place = _place(cache, namespace, key)
+        unused = _unused(cache, place)
+        left = cache.ttl(place, key_of(key))
     if json:
         print_json(left)
     elif left is not None:
         typer.echo(f"{left:.3f}")
     if left is None:
-        raise CommandError(FINDING, f"{namespace}:{key}: not there")
+        raise CommandError(FINDING, f"{namespace}:{key}: not there{unused}")
 
 
 def set_value(
@@ -195,8 +215,10 @@ def set_value(
 def delete(namespace: _Namespace, key: _Key, url: Url = None, prefix: Prefix = None) -> None:
     """Remove a value everywhere. Exit code 1 if there was none."""
     with opened(url, prefix) as cache:
-        if not cache.delete(_place(cache, namespace, key), key_of(key)):
-            raise CommandError(FINDING, f"{namespace}:{key}: not there")
+        place = _place(cache, namespace, key)
+        unused = _unused(cache, place)
+        if not cache.delete(place, key_of(key)):
+            raise CommandError(FINDING, f"{namespace}:{key}: not there{unused}")
 
 
 def clear(

@@ -21,8 +21,8 @@ from typing import Any, Final, Self, TypeAlias
 from magnus_cache import AsyncCacheManager, CacheManager, __version__, get_cache_manager
 from magnus_cache._engine.api.process_wide import PROCESS
 from magnus_cache._engine.api.totals import process_totals
-from magnus_cache._engine.runtime.stats import NANOS
 from magnus_cache.events import CacheEvent, LoadEnded, LoadStarted
+from magnus_cache.observability.counters import OF_NAMESPACES, OF_PROCESSES, Counted
 from magnus_cache.observability.libraries import library
 
 library("opentelemetry.metrics", extra="opentelemetry")
@@ -39,34 +39,6 @@ _Read: TypeAlias = Callable[[Any], Iterable[tuple[float, _Attributes]]]
 _SECONDS: Final = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0]
 """Boundaries of the buckets of durations."""
 
-_OF_NAMESPACES: Final = {
-    "stores": ("stores", "{value}", "Values that were stored."),
-    "stale_hits": ("stale_hits", "{lookup}", "Expired values that were served."),
-    "early_refreshes": ("early_refreshes", "{load}", "Loads that were started before a value expired."),
-    "negative_hits": ("negative_hits", "{lookup}", "Remembered errors that were raised again."),
-    "timeouts": ("timeouts", "{caller}", "Callers that stopped waiting for a load."),
-    "overloads": ("overloads", "{load}", "Loads that were not started, because too many ran in the background."),
-    "held_back": ("held_back_loads", "{load}", "Loads that waited for the budget of their source or were refused."),
-    "pauses": ("pauses", "{load}", "Loads that paused their source with RetryLater."),
-    "refused": ("refused_writes", "{value}", "Writes that Redis refused."),
-    "seal_failures": ("seal_failures", "{value}", "Values of sealed namespaces that could not be opened."),
-    "unreadable": ("unreadable_values", "{value}", "Stored values that could not be read."),
-    "unstorable": ("unstorable_values", "{value}", "Results that were returned but could not be stored."),
-}
-"""Further counters of a namespace, by their names in `Counters`: name, unit and description."""
-
-_MONEY: Final = {
-    "spent_nanos": ("spent", "1", "Money that the loads have cost, in the unit of cost=."),
-    "saved_nanos": ("saved", "1", "Money that hits have saved, in the unit of cost=."),
-}
-"""Sums of money of a namespace, in billionths."""
-
-_OF_PROCESS: Final = {
-    "evictions": ("evictions", "{value}", "Entries that made room in memory for others."),
-    "expirations": ("expirations", "{value}", "Entries that left memory because their time was over."),
-    "fenced_fills": ("fenced_fills", "{value}", "Values that were overtaken while they were loaded, and not kept."),
-    "flights_joined": ("joined_loads", "{caller}", "Callers that waited for a load that another caller had started."),
-}
 _NOW: Final = {
     "in_memory_keys": ("memory.entries", "{value}", "Entries in memory."),
     "in_memory_bytes": ("memory.size", "By", "Estimated size of these entries."),
@@ -111,12 +83,11 @@ class Instrumentation:
 
         counter("lookups", "{lookup}", "Look-ups, by what they found.", _lookups)
         counter("loads", "{load}", "Loads that returned or raised.", _loads)
-        for count, about in _OF_NAMESPACES.items():
-            counter(*about, _of_namespaces(count))
-        for count, about in _MONEY.items():
-            counter(*about, _of_namespaces(count, NANOS))
-        for count, about in _OF_PROCESS.items():
-            counter(*about, _of_process(count))
+        for about in OF_NAMESPACES:
+            if not about.apart:
+                counter(about.name, about.unit, about.text, _of_namespaces(about))
+        for about in OF_PROCESSES:
+            counter(about.name, about.unit, about.text, _of_process(about.count))
         counter("redis.errors", "{exchange}", "Failed exchanges with Redis.", _errors)
         counter("outages", "{outage}", "Outages of Redis.", _outages)
         for figure, (name, unit, text) in _NOW.items():
@@ -205,16 +176,10 @@ def _loads(state: Any) -> Iterator[tuple[float, _Attributes]]:
         yield counters.load_errors, {"cache.namespace": namespace, "result": "error"}
 
 
-def _of_namespaces(count: str, parts: int = 1) -> _Read:
-    """Return what reads a count of all namespaces.
-
-    :param parts: of how many parts a whole is that is exported.
-    """
-
+def _of_namespaces(about: Counted) -> _Read:
     def read(state: Any) -> Iterator[tuple[float, _Attributes]]:
         for namespace, counters in state.stats.by_namespace().items():
-            found = getattr(counters, count)
-            yield found if parts == 1 else found / parts, {"cache.namespace": namespace}
+            yield about.of(counters), {"cache.namespace": namespace}
 
     return read
 

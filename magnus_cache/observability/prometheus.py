@@ -26,8 +26,9 @@ import anyio.to_thread
 from magnus_cache import AsyncCacheManager, CacheManager, __version__, get_cache_manager
 from magnus_cache._engine.api.totals import Totals, fleet_totals, may_wait, process_totals
 from magnus_cache._engine.runtime.log import say_once
-from magnus_cache._engine.runtime.stats import NANOS, Counters, Histogram
+from magnus_cache._engine.runtime.stats import Histogram
 from magnus_cache.errors import CacheArgumentError
+from magnus_cache.observability.counters import OF_NAMESPACES, OF_PROCESSES, Counted
 from magnus_cache.observability.libraries import library
 
 library("prometheus_client", extra="prometheus")
@@ -48,40 +49,9 @@ _Cache: TypeAlias = CacheManager | AsyncCacheManager
 _Labels: TypeAlias = tuple[str, ...]
 _M = TypeVar("_M", bound=Metric)
 
-_OF_NAMESPACES: Final = {
-    "misses": ("misses", "Look-ups that found no value."),
-    "loads": ("loads", "Loads that returned."),
-    "load_errors": ("load_errors", "Loads that raised."),
-    "stores": ("stores", "Values that were stored, in Redis or in a process alone."),
-    "stale_hits": ("stale_hits", "Expired values that were served."),
-    "early_refreshes": ("early_refreshes", "Loads that were started before a value expired."),
-    "negative_hits": ("negative_hits", "Remembered errors that were raised again."),
-    "timeouts": ("timeouts", "Callers that stopped waiting for a load."),
-    "overloads": ("overloads", "Loads that were not started, because too many ran in the background."),
-    "held_back": ("held_back_loads", "Loads that waited for the budget of their source or were refused by it."),
-    "pauses": ("pauses", "Loads that paused their source with RetryLater."),
-    "refused": ("refused_writes", "Writes that Redis refused."),
-    "seal_failures": ("seal_failures", "Values of sealed namespaces that could not be opened, or were not sealed."),
-    "unreadable": ("unreadable_values", "Stored values that could not be read, and counted as misses."),
-    "unstorable": ("unstorable_values", "Results that were returned but could not be stored."),
-    "errors": ("failed_exchanges", "Exchanges with Redis that failed."),
-}
-"""The counters of a namespace, by their names in `Counters`: the name of the series, and what it counts."""
+_OF_FUNCTIONS: Final = frozenset(("misses", "loads", "load_errors", "load_seconds", "spent", "saved"))
+"""The series of namespaces that decorated functions have as well."""
 
-_MONEY: Final = {
-    "spent_nanos": ("spent", "Money that the loads have cost, in the unit of cost=."),
-    "saved_nanos": ("saved", "Money that hits have saved, in the unit of cost=."),
-}
-"""Sums of money, in billionths."""
-
-_OF_FUNCTIONS: Final = ("misses", "loads", "load_errors")
-
-_OF_PROCESSES: Final = {
-    "evictions": ("evictions", "Entries that made room in memory for others."),
-    "expirations": ("expirations", "Entries that left memory because their time was over."),
-    "fenced_fills": ("fenced_fills", "Values that were overtaken while they were read or loaded, and not kept."),
-    "flights_joined": ("joined_loads", "Callers that waited for a load that another caller had started."),
-}
 _NOW: Final = {
     "processes": ("processes", "Processes that used their cache in the last half minute."),
     "in_memory_keys": ("in_memory_keys", "Entries in the memory of the processes."),
@@ -178,23 +148,19 @@ class _Families:
         each = (*labels, "namespace")
         self._hits = self._counter("hits", "Look-ups that found a value, by level: memory (l1) or Redis (l2).",
                                    (*each, "level"))  # fmt: skip
-        self._of_namespaces = {count: self._counter(name, text, each) for count, (name, text) in _OF_NAMESPACES.items()}
-        self._load_seconds = self._counter("load_seconds", "What the loads that returned took, in seconds.", each)
-        self._money = {count: self._counter(name, text, each) for count, (name, text) in _MONEY.items()}
-        self._of_functions: dict[str, CounterMetricFamily] = {}
+        self._of_namespaces = [(about, self._counter(about.name, about.text, each)) for about in OF_NAMESPACES]
+        self._function_hits: CounterMetricFamily | None = None
+        self._of_functions: list[tuple[Counted, CounterMetricFamily]] = []
         if functions:
             names = (*each, "function")
-            self._of_functions = {
-                "hits": self._counter("function_hits", "Calls of a function that found a value.", names),
-                **{
-                    count: self._counter(f"function_{_OF_NAMESPACES[count][0]}", _OF_NAMESPACES[count][1], names)
-                    for count in _OF_FUNCTIONS
-                },
-                "load_seconds": self._counter("function_load_seconds", "What its loads took, in seconds.", names),
-                **{count: self._counter(f"function_{name}", text, names) for count, (name, text) in _MONEY.items()},
-            }
+            self._function_hits = self._counter("function_hits", "Calls of a function that found a value.", names)
+            self._of_functions = [
+                (about, self._counter(f"function_{about.name}", about.text, names))
+                for about in OF_NAMESPACES
+                if about.name in _OF_FUNCTIONS
+            ]
         self._errors = self._counter("redis_errors", "Failed exchanges with Redis, by reason.", (*labels, "reason"))
-        self._of_processes = {count: self._counter(name, text, labels) for count, (name, text) in _OF_PROCESSES.items()}
+        self._of_processes = [(about.count, self._counter(about.name, about.text, labels)) for about in OF_PROCESSES]
         self._now = {figure: self._gauge(name, text, labels) for figure, (name, text) in _NOW.items()}
         self._load_latency = self._histogram("load_duration_seconds", "Durations of loads.", labels)
         self._l2_latency = self._histogram("redis_read_duration_seconds", "Durations of reads from Redis.", labels)
@@ -239,32 +205,22 @@ class _Families:
             names = (*labels, namespace)
             self._hits.add_metric((*names, "l1"), counters.l1_hits)
             self._hits.add_metric((*names, "l2"), counters.l2_hits)
-            for count, metric in self._of_namespaces.items():
-                metric.add_metric(names, getattr(counters, count))
-            self._load_seconds.add_metric(names, counters.load_micros / 1e6)
-            for count, metric in self._money.items():
-                metric.add_metric(names, getattr(counters, count) / NANOS)
-        for (namespace, function), counters in sorted(counts.functions.items()):
-            for count, metric in self._of_functions.items():
-                metric.add_metric((*labels, namespace, function), _of_function(counters, count))
+            for about, metric in self._of_namespaces:
+                metric.add_metric(names, about.of(counters))
+        if self._function_hits is not None:
+            for (namespace, function), counters in sorted(counts.functions.items()):
+                names = (*labels, namespace, function)
+                self._function_hits.add_metric(names, counters.l1_hits + counters.l2_hits)
+                for about, metric in self._of_functions:
+                    metric.add_metric(names, about.of(counters))
         for reason, failures in sorted(counts.errors.items()):
             self._errors.add_metric((*labels, reason), failures)
-        for figure, metric in self._of_processes.items():
+        for figure, metric in self._of_processes:
             metric.add_metric(labels, counts.process[figure])
         for figure, gauge in self._now.items():
             gauge.add_metric(labels, now[figure])
         self._load_latency.add_metric(labels, _buckets(counts.load_latency), counts.load_latency.micros / 1e6)
         self._l2_latency.add_metric(labels, _buckets(counts.l2_latency), counts.l2_latency.micros / 1e6)
-
-
-def _of_function(counters: Counters, count: str) -> float:
-    if count == "hits":
-        return counters.l1_hits + counters.l2_hits
-    if count in _MONEY:
-        money: float = getattr(counters, count) / NANOS
-        return money
-    value: float = counters.load_micros / 1e6 if count == "load_seconds" else getattr(counters, count)
-    return value
 
 
 def _buckets(latency: Histogram) -> list[tuple[str, float]]:

@@ -135,7 +135,11 @@ async def test_clears_tags_and_functions_are_told(url: str) -> None:
             assert (told.tag, "function" in str(told.function)) == (None, True)
             await other.clear("u")
             await other.clear("t")
-            assert await step(changes) == Invalidated("t")
+            told = await step(changes)
+            if told == Changed("t", "a"):
+                # Redis may announce first that the memory of the value is freed: these are two prefixes.
+                told = await step(changes)
+            assert told == Invalidated("t")
             await other.clear("magnus:*")
             await Told(changes).until(lambda told: Invalidated("t") in told)
 

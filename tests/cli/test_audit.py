@@ -25,4 +25,4 @@ def test_the_command_shows_what_audits_have_found(url: str, capsys: pytest.Captu
     told = json.loads(capsys.readouterr().out)
     assert (told["checked"], told["wrong"], told["proposal"]["ttl"]) == (1, 1, None)
     assert main(["audit", "nothing", "--url", url]) == 0
-    assert "Nothing of nothing was audited" in capsys.readouterr().out
+    assert "No hit of nothing was audited" in capsys.readouterr().out

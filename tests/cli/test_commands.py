@@ -20,7 +20,10 @@ from tests.support.programs import ROOT
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
-KEYS: Final[list[Any]] = ["us", "hello world", 7, b"\x00x", ("x", 2), "100%", "~odd", "a,b", "l" * 300, "é", "%41"]
+KEYS: Final[list[Any]] = [
+    "us", "hello world", 7, b"\x00x", ("x", 2), "100%", "~odd", "a,b", "l" * 300, "é", "%41", "%FF", "\udcff", "a\nb",
+    "\x1b[31m",
+]  # fmt: skip
 
 
 @pytest.fixture
@@ -114,15 +117,40 @@ def test_every_key_that_is_listed_is_taken(run: Run, cache: CacheManager) -> Non
 def test_a_key_is_shown_as_it_is_written_if_that_is_taken_for_it(key: Any) -> None:
     text = key_text(key)
     assert key_text(key_of(key_shown(text))) == text
+    assert key_shown(text).isprintable()
 
 
-def test_there_is_nothing(run: Run) -> None:
+def test_a_key_that_another_program_has_written_in_other_bytes_is_shown_and_taken(
+    run: Run, cache: CacheManager, raw: Any
+) -> None:
+    cache.set("t", "\udcff", 1)
+    raw.set(b"magnus:t:\xff~%41", b"foreign")
+    assert printed(run("ls", "t")).splitlines() == ["%ED%B3%BF", "%FF%7E%2541"]
+    assert "unreadable" in printed(run("explain", "t", "%FF%7E%2541"), 1)
+    printed(run("delete", "t", "%FF%7E%2541"))
+    assert not raw.exists(b"magnus:t:\xff~%41")
+    assert cache.get("t", "\udcff") == 1
+
+
+def test_a_namespace_that_no_program_has_used_is_told(run: Run, cache: CacheManager) -> None:
+    cache.set("t", "k", 1)
+    for command in ("get", "ttl", "delete"):
+        done = run(command, command, "k")
+        assert printed(done, 1) == ""
+        said = f"{command}:k: not there; no program has used namespace '{command}' under the prefix 'magnus': "
+        assert said in done.stderr
+    assert "no program has used namespace 'v'" in printed(run("explain", "v", "k"), 1)
+    assert run("get", "t", "none").stderr == "magnus-cache: t:none: not there\n"
+
+
+def test_there_is_nothing(run: Run, cache: CacheManager) -> None:
+    cache.set("t", "k", 1)
     done = run("get", "t", "none")
     assert (printed(done, 1), done.stderr) == ("", "magnus-cache: t:none: not there\n")
     assert run("ttl", "t", "none").returncode == run("delete", "t", "none").returncode == 1
     assert "not there" in printed(run("explain", "t", "none"), 1)
-    assert parsed(run("ls", "t", "--json")) == []
-    assert run("ls", "t").stderr == "no keys in namespace 't'\n"
+    assert parsed(run("ls", "u", "--json")) == []
+    assert run("ls", "u").stderr == "no keys in namespace 'u'\n"
 
 
 def test_a_value_that_cannot_be_read_is_told(run: Run, cache: CacheManager, raw: Any) -> None:
@@ -166,7 +194,9 @@ def test_figures_of_the_fleet(run: Run, cache: CacheManager) -> None:
     }
     # A command is no process of the fleet.
     assert found["processes"] == 1
-    assert "hit_count" in printed(run("stats"))
+    alone = printed(run("stats"))
+    assert "hit_count" in alone
+    assert alone.endswith("Those of your programs: magnus-cache stats --fleet\n")
     assert found["redis_total_keys"] == parsed(run("stats", "--json"))["redis_total_keys"]
 
 
@@ -182,6 +212,8 @@ def test_processes_of_another_version_are_told(run: Run, cache: CacheManager, ra
     raw.set(name, report[:8] + msgpack.packb(about))
     raw.zadd("magnus!fleet", {member: second + 600})
     shown = " ".join(printed(run("stats", "--fleet")).split())
+    # One look knows no rates.
+    assert "namespace calls hits loads mean load time saved" in shown
     assert f"1 of 1 processes do not run {__version__}, as this command does: an older version (1)." in shown
 
 
@@ -251,6 +283,8 @@ def printed_lines(done: "subprocess.CompletedProcess[str]", code: int = 0) -> li
         (["warm", "json:dumps", "--keys", "keys"], "name the namespace: --namespace NAME"),
         (["warm", "json:dumps", "--keys", "nothere", "--namespace", "t"], "--keys: nothere cannot be read"),
         (["nonsense"], "No such command 'nonsense'"),
+        (["--url", "redis://localhost", "ls"], "No such option: --url; options go behind the command"),
+        (["bill", "--by", "moon"], "Invalid value for '--by': 'moon' is not one of"),
         (["get", "t"], "Missing argument 'key'. (magnus-cache get --help)"),
         (["get", "t", "k", "--nonsense"], "No such option: --nonsense (magnus-cache get --help)"),
         (["get", "t:u", "k"], "contains ':'"),

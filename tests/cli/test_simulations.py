@@ -63,14 +63,21 @@ def test_a_row_for_each_namespace(day: Path, capsys: pytest.CaptureFixture[str])
     assert [line.split()[0] for line in lines_of(capsys)[2:5]] == ["as", "quotes", "reports"]
 
 
+@pytest.mark.parametrize(("width", "left_out"), [(70, "Redis"), (60, "memory"), (48, "evicted")])
 def test_a_narrow_terminal_shows_less(
-    day: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    day: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, width: int, left_out: str
 ) -> None:
-    monkeypatch.setattr("magnus_cache.cli.common._PIPE", 60)
-    assert app.main(["simulate", str(day)]) == 0
+    monkeypatch.setattr("magnus_cache.cli.common._PIPE", width)
+    assert app.main(["simulate", str(day), "--l1-max-entries", "10", "--cost", "0.1"]) == 0
     shown = lines_of(capsys)
-    assert "memory" not in shown[1]
-    assert len(shown[2]) <= 60
+    columns, recorded, tried, check, *_ = shown[next(at for at, line in enumerate(shown) if "settings" in line) :]
+    assert left_out not in columns
+    assert {"settings", "hits", "loads", "money"} <= set(columns.split())
+    assert max(map(len, (columns, recorded, tried))) <= width
+    # Each on one line, whatever had to make room.
+    assert recorded.startswith("as recorded ")
+    assert tried.startswith("l1_max_entries=10 ")
+    assert check.startswith("check: ")
 
 
 def test_a_simulation_that_is_wrong_is_a_finding(

@@ -42,7 +42,8 @@ class AsyncAdministration(AsyncLife):
     def scan(self, namespace: str, match: str = "*") -> AsyncGenerator[str]:
         """Yield the keys of a namespace, for administration: Redis looks through its whole database.
 
-        Each is a text that every operation takes as key. A key that is stored or removed meanwhile may be missing.
+        Each is a text that every operation takes as key; of a namespace with a version, they are those of that version.
+        A key that is stored or removed meanwhile may be missing.
 
         :param match: a glob for the keys as their callers wrote them, as in `clear`.
         :raises CacheArgumentError: for a namespace or glob that cannot be used.

@@ -9,9 +9,8 @@ from types import TracebackType
 from typing import Any, Final, Self
 
 from magnus_cache._engine.api.engine import Engine
-from magnus_cache._engine.keys.globs import is_pattern
-from magnus_cache._engine.keys.names import KeyText, check_name
-from magnus_cache._engine.keys.versions import version_suffix
+from magnus_cache._engine.api.scanning import keys_by_name
+from magnus_cache._engine.keys.names import check_name
 from magnus_cache._engine.runtime.clock import Clock
 from magnus_cache._engine.runtime.durations import Duration, seconds
 from magnus_cache._engine.runtime.feeds import Change, Feed
@@ -229,7 +228,7 @@ def _feed(engine: Engine, namespace: str, match: str, keys: Iterable[Any] | None
         raise CacheArgumentError("max_waiting", f"it is a number of changes, 1 or more, not {max_waiting!r}")
     name = check_name(namespace)
     policy = state.namespaces.resolve(namespace)
-    key_of = _by_keys(engine, namespace, keys) if keys is not None else _by_glob(engine, name, match, policy.version)
+    key_of = _by_keys(engine, namespace, keys) if keys is not None else keys_by_name(engine, namespace, match)[1]
     if keys is not None and match != "*":
         raise CacheArgumentError("match", "give either keys or match, not both")
     return Feed(name, max_waiting, key_of, local=policy.local)
@@ -251,31 +250,6 @@ def _by_keys(engine: Engine, namespace: str, keys: Iterable[Any]) -> Callable[[b
         for ref in engine.reads.ref(namespace, key).each():
             wanted[ref.name] = key
     return wanted.get
-
-
-def _by_glob(engine: Engine, namespace: str, match: str, version: Any) -> Callable[[bytes], KeyText | None]:
-    if not isinstance(match, str):
-        raise CacheTypeError("match", f"a glob is a str, not {type(match).__name__}")
-    if not match:
-        raise CacheArgumentError("match", "a glob is not empty; '*' matches all keys")
-    keyspace = engine.state.keyspace
-    # A text without a star is a glob as well: with its first character quoted.
-    glob = match if is_pattern(match) else f"\\{match}"
-    covers = None if match == "*" else keyspace.scope(f"{keyspace.prefix}:{namespace}:{glob}").covers
-    start = len(keyspace.namespace_prefix(namespace))
-    suffix = b"" if version is None else version_suffix(version, "n").encode()
-
-    def key_of(name: bytes) -> KeyText | None:
-        if suffix:
-            if not name.endswith(suffix):
-                # Of another version of the namespace.
-                return None
-            name = name[: -len(suffix)]
-        if covers is not None and not covers(name):
-            return None
-        return KeyText(name[start:].decode("utf-8", "surrogateescape"))
-
-    return key_of
 
 
 def _settle(future: "asyncio.Future[None]") -> None:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from magnus_cache._engine.api.history import history_of, writer_of
 from magnus_cache._engine.codec import encode, envelope, header_times, is_opaque, mismatch
+from magnus_cache._engine.keys.names import shown_name
 from magnus_cache._engine.loading.permits import source_of
 from magnus_cache._engine.memory.entry import Entry
 from magnus_cache._engine.policy.calendars import CalendarTtl
@@ -58,7 +59,7 @@ async def _held_back(reads: Reads, ref: KeyRef) -> str:
 
 async def _explained(reads: Reads, ref: KeyRef) -> Explanation:
     state = reads.state
-    name = ref.name.decode()
+    name = shown_name(ref.name)
     near = state.memory.hit(ref.name)
     wire = state.client.connection(ref.name)
     if ref.namespace.local:
@@ -105,7 +106,7 @@ def _local(reads: Reads, ref: KeyRef, entry: Entry | None, why: str) -> Explanat
     :param entry: the entry that this process may serve, fresh or stale, or None.
     """
     namespace, state = ref.namespace, reads.state
-    name, now = ref.name.decode(), state.clock()
+    name, now = shown_name(ref.name), state.clock()
     if entry is None:
         return Explanation(str(namespace), name, None, f"{_limit(reads, ref) or 'not there'}; {why}")
     left, verdict = entry.fresh_until - now, "in this process"
@@ -161,7 +162,7 @@ def _explanation(reads: Reads, ref: KeyRef, entry: Entry, level: str | None, ver
     payload = _stored_form(entry)
     opaque = payload is not None and is_opaque(payload)
     return Explanation(
-        str(ref.namespace), ref.name.decode(), level, verdict, age=age, left=entry.fresh_until - now,
+        str(ref.namespace), shown_name(ref.name), level, verdict, age=age, left=entry.fresh_until - now,
         size=len(payload) if payload is not None and opaque else entry.length, tags=tuple(tags_of(entry)),
         opaque=opaque,
     )  # fmt: skip
@@ -206,7 +207,7 @@ async def _in_redis(reads: Reads, wire: "Connection", ref: KeyRef, raw: bytes | 
 
     :param asked: monotonic second at which Redis was asked for `raw`.
     """
-    unknown = Explanation(str(ref.namespace), ref.name.decode(), None, "not there")
+    unknown = Explanation(str(ref.namespace), shown_name(ref.name), None, "not there")
     if raw is None:
         return unknown
     try:

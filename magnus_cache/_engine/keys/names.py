@@ -42,6 +42,7 @@ __all__ = [
     "key_text",
     "lease_name",
     "shorten",
+    "shown_name",
     "value_name",
 ]
 
@@ -136,6 +137,11 @@ def shorten(text: str) -> str:
     return f"{shown}~#{blake2b(data, digest_size=16).hexdigest()}"
 
 
+def shown_name(name: bytes) -> str:
+    """Return a name as people read it, also one that another program has written in bytes that are no UTF-8."""
+    return name.decode("utf-8", "backslashreplace")
+
+
 def lease_name(value_name: bytes, database: int = 0) -> bytes:
     """Return the name of a value's lease, in the value's slot of a cluster: a key's own braces are escaped."""
     return b"{%b}:lease%b" % (value_name, _at(database).encode()) if database else b"{%b}:lease" % value_name
@@ -185,7 +191,12 @@ class Keyspace:
         :raises CacheTypeError: for a namespace or key of the wrong type.
         :raises CacheArgumentError: for an empty key, or a namespace that cannot be one.
         """
-        return f"{self._head(namespace)}{key_text(key)}".encode()
+        name = f"{self._head(namespace)}{key_text(key)}"
+        try:
+            return name.encode()
+        except UnicodeEncodeError:
+            # Of a `KeyText` alone, as `scan` finds it: another program has written bytes that are no UTF-8.
+            return name.encode("utf-8", "surrogateescape")
 
     def namespace_prefix(self, namespace: str) -> bytes:
         """Return the prefix of the names of all values of a namespace, and of no other."""
