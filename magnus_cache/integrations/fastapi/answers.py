@@ -27,8 +27,7 @@ from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 
-from magnus_cache import Lifetime
-from magnus_cache._engine.policy.calendars import CalendarTtl
+from magnus_cache import CalendarTtl, Lifetime
 from magnus_cache.errors import CacheArgumentError, CacheError, CacheTimeoutError
 from magnus_cache.freshness import FreshnessOptions
 from magnus_cache.integrations.fastapi.asking import (

@@ -8,9 +8,8 @@ from starlette.requests import HTTPConnection
 from starlette.responses import Response
 
 from magnus_cache import Namespace
-from magnus_cache._engine.policy.calendars import Ttl, checked_ttl
-from magnus_cache._engine.runtime.durations import Duration, seconds
 from magnus_cache.freshness import Freshness, FreshnessOptions
+from magnus_cache.integrations.engine import Duration, Ttl, checked_ttl, seconds
 from magnus_cache.integrations.fastapi.answers import Endpoint, Options, answer
 from magnus_cache.integrations.fastapi.asking import AnyCache, AnyNames, Asked, check_cache, check_names
 from magnus_cache.integrations.fastapi.hooks import add_to_route, decorated, route_of, signature_of
