@@ -129,7 +129,8 @@ def test_damaged_bytes_raise_nothing_but_the_decode_error(value: Any, data: st.D
 
 NAMED = (
     "deque", "OrderedDict", "defaultdict", "Counter", "Fraction", "PosixPath", "IPv4Network", "list", "A", "a",
-    "sqlite3.Row", "sqlalchemy.engine.Row", "psycopg2.extras.DictRow", "psycopg.types.range.Range", "[)", "pydantic_core.TzInfo", "dateutil.tz.tzoffset",
+    "sqlite3.Row", "sqlalchemy.engine.Row", "psycopg2.extras.DictRow", "psycopg.types.range.Range", "[)",
+    "pydantic_core.TzInfo", "dateutil.tz.tzoffset",
 )  # fmt: skip
 ITEM = st.one_of(
     st.sampled_from(NAMED), st.none(), st.integers(-(2**70), 2**70), st.binary(max_size=3), st.floats(),
@@ -225,6 +226,17 @@ def test_what_came_back_can_be_copied_and_pickled() -> None:
     for again in (copy.copy(value), copy.deepcopy(value), pickle.loads(pickle.dumps(value))):
         assert type(again) is type(value)
         assert again == value
+
+
+@pytest.mark.parametrize("look", [copy.copy, copy.deepcopy, pickle.dumps], ids=["copy", "deepcopy", "pickle"])
+def test_a_named_tuple_that_was_copied_is_stored(look: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both add an attribute to its class."""
+    cls = namedtuple("Record", ["id", "price"])
+    cls.__module__ = __name__
+    monkeypatch.setattr(f"{__name__}.Record", cls, raising=False)
+    look(cls(1, 2.5))
+    assert "__slotnames__" in vars(cls)
+    assert alike(decode(encode(cls(1, 2.5))), cls(1, 2.5))
 
 
 def test_a_named_tuple_that_would_lose_something_is_refused() -> None:
