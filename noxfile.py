@@ -138,6 +138,31 @@ def litellm(session: nox.Session) -> None:
     session.run("python", "-m", "pytest", "tests/foreign/litellm.py", *session.posargs)
 
 
+CLIENTS = (
+    "yfinance>=1", "robin_stocks>=3.4", "kalshi-python>=2.1", "discord.py>=2.6", "langchain-openai>=1",
+    "langchain-anthropic>=1",
+)  # fmt: skip
+
+
+@nox.session
+def clients(session: nox.Session) -> None:
+    """Run the clients of the guide's programs on this cache, each against a local server of its vendor's shape.
+
+    Not with the other tests: these libraries use what Python and pandas deprecate.
+    """
+    install(session, "test")
+    session.install(*CLIENTS)
+    quiet = ("-Wdefault", "--disable-warnings")
+    session.run("python", "-m", "pytest", *quiet, "tests/foreign/clients.py", *session.posargs)
+
+
+@nox.session
+def postgres(session: nox.Session) -> None:
+    """Run psycopg and SQLAlchemy on a PostgreSQL, which has to be there; on Debian: apt-get install postgresql."""
+    install(session, "test")
+    session.run("python", "-m", "pytest", "tests/foreign/postgres.py", *session.posargs)
+
+
 @nox.session
 def coverage(session: nox.Session) -> None:
     """Measure which branches the tests take, and fail below the floor that pyproject.toml sets."""
