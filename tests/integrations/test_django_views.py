@@ -4,7 +4,7 @@ import asyncio
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from http import HTTPStatus
 from typing import Any
@@ -26,12 +26,6 @@ from tests.support.wait import wait_until
 
 SLACK = 1.0
 """Seconds that a request may take on a busy machine."""
-
-
-@pytest.fixture
-def use(url: str) -> Iterator[str]:
-    with on(url):
-        yield url
 
 
 # -- through the doors of Django --------------------------------------------------------------------------------

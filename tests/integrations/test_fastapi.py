@@ -41,12 +41,6 @@ class Quote(BaseModel):
     call: int
 
 
-@pytest.fixture
-async def cache(url: str) -> AsyncIterator[AsyncCacheManager]:
-    async with AsyncCacheManager(redis_url=url) as cache:
-        yield cache
-
-
 @contextlib.asynccontextmanager
 async def asking(app: Any, **options: Any) -> AsyncIterator[httpx.AsyncClient]:
     transport = httpx.ASGITransport(app, raise_app_exceptions=options.pop("raises", True))

@@ -2,7 +2,6 @@
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator
 from typing import Annotated, Any
 
 import httpx
@@ -27,12 +26,6 @@ from tests.support.wait import wait_until_async
 pytestmark = pytest.mark.anyio
 
 ADA, GRACE, ANYONE = {"authorization": "Bearer ada"}, {"authorization": "Bearer grace"}, dict[str, str]()
-
-
-@pytest.fixture
-async def cache(url: str) -> AsyncIterator[AsyncCacheManager]:
-    async with AsyncCacheManager(redis_url=url) as cache:
-        yield cache
 
 
 def user_of(request: HTTPConnection) -> str | None:

@@ -9,7 +9,6 @@ from contextlib import asynccontextmanager
 from typing import Any, Final
 
 import httpx
-import httpx2
 import pytest
 import requests
 from httpx import AsyncClient
@@ -25,30 +24,13 @@ from magnus_cache import (
 )
 from magnus_cache.integrations.http import AsyncCacheTransport, CacheAdapter, CacheTransport, HttpCacheOptions, Rule
 from tests.support.inside import loads_by_key
-from tests.support.origin import Origin, Reply, Seen, serving
+from tests.support.origin import Origin, Reply, Seen
 from tests.support.programs import ROOT, run_python
 from tests.support.wait import nothing_happens_for, wait_until_async
 
 pytestmark = pytest.mark.anyio
 
 FRESH: Final = {"cache-control": "max-age=60"}
-
-
-@pytest.fixture
-def origin() -> Iterator[Origin]:
-    with serving() as origin:
-        yield origin
-
-
-@pytest.fixture
-async def cache(url: str) -> AsyncIterator[AsyncCacheManager]:
-    async with AsyncCacheManager(redis_url=url) as cache:
-        yield cache
-
-
-@pytest.fixture(params=[httpx, httpx2], ids=["httpx", "httpx2"])
-def library(request: pytest.FixtureRequest) -> Any:
-    return request.param
 
 
 @pytest.fixture

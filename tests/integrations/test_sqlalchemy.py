@@ -117,9 +117,8 @@ def shop(place: str) -> Iterator[Counting]:
 
 
 @pytest.fixture
-def cache(url: str) -> Iterator[CacheManager]:
-    with CacheManager(redis_url=url) as cache:
-        yield cache
+def cache(manager: CacheManager) -> CacheManager:
+    return manager
 
 
 @pytest.fixture
