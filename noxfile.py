@@ -1,6 +1,7 @@
 """What is run on this project, by people and by CI alike: ``nox`` alone runs what CI runs."""
 
 import shutil
+import subprocess
 import sys
 import tarfile
 from collections.abc import Callable
@@ -330,9 +331,16 @@ def bench(session: nox.Session) -> None:
     session.run("python", "-m", "benchmarks", *free_threaded(session), *session.posargs)
 
 
+def started_by(name: str) -> str | None:
+    """Return the path of a program that is there and starts: a version manager may have one that only says no."""
+    path = shutil.which(name)
+    starts = path is not None and subprocess.run([path, "-c", ""], capture_output=True, check=False).returncode == 0
+    return path if starts else None
+
+
 def other_python(session: nox.Session, name: str, versions: tuple[str, ...] = ()) -> str | None:
     """Make an environment with the newest of these Pythons that is there, or with this one; return its program."""
-    found = next((path for version in versions if (path := shutil.which(f"python{version}"))), None)
+    found = next((path for version in versions if (path := started_by(f"python{version}"))), None)
     if versions and found is None:
         session.warn(f"{name} is left out: it needs one of the Pythons {', '.join(versions)} on the PATH")
         return None
