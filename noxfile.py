@@ -1,6 +1,7 @@
 """What is run on this project, by people and by CI alike: ``nox`` alone runs what CI runs."""
 
 import shutil
+import subprocess
 import sys
 import tarfile
 from collections.abc import Callable
@@ -136,6 +137,31 @@ def litellm(session: nox.Session) -> None:
     install(session, "test")
     session.install(*LITELLM)
     session.run("python", "-m", "pytest", "tests/foreign/litellm.py", *session.posargs)
+
+
+CLIENTS = (
+    "yfinance>=1", "robin_stocks>=3.4", "kalshi-python>=2.1", "discord.py>=2.6", "langchain-openai>=1",
+    "langchain-anthropic>=1",
+)  # fmt: skip
+
+
+@nox.session
+def clients(session: nox.Session) -> None:
+    """Run the clients of the guide's programs on this cache, each against a local server of its vendor's shape.
+
+    Not with the other tests: these libraries use what Python and pandas deprecate.
+    """
+    install(session, "test")
+    session.install(*CLIENTS)
+    quiet = ("-Wdefault", "--disable-warnings")
+    session.run("python", "-m", "pytest", *quiet, "tests/foreign/clients.py", *session.posargs)
+
+
+@nox.session
+def postgres(session: nox.Session) -> None:
+    """Run psycopg and SQLAlchemy on a PostgreSQL, which has to be there; on Debian: apt-get install postgresql."""
+    install(session, "test")
+    session.run("python", "-m", "pytest", "tests/foreign/postgres.py", *session.posargs)
 
 
 @nox.session
@@ -305,9 +331,16 @@ def bench(session: nox.Session) -> None:
     session.run("python", "-m", "benchmarks", *free_threaded(session), *session.posargs)
 
 
+def started_by(name: str) -> str | None:
+    """Return the path of a program that is there and starts: a version manager may have one that only says no."""
+    path = shutil.which(name)
+    starts = path is not None and subprocess.run([path, "-c", ""], capture_output=True, check=False).returncode == 0
+    return path if starts else None
+
+
 def other_python(session: nox.Session, name: str, versions: tuple[str, ...] = ()) -> str | None:
     """Make an environment with the newest of these Pythons that is there, or with this one; return its program."""
-    found = next((path for version in versions if (path := shutil.which(f"python{version}"))), None)
+    found = next((path for version in versions if (path := started_by(f"python{version}"))), None)
     if versions and found is None:
         session.warn(f"{name} is left out: it needs one of the Pythons {', '.join(versions)} on the PATH")
         return None

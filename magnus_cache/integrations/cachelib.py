@@ -24,7 +24,7 @@ from magnus_cache import (
     Namespace,
     get_cache_manager,
 )
-from magnus_cache._engine.policy.registry import default_registry
+from magnus_cache.integrations.engine import default_registry
 from magnus_cache.integrations.models import library
 
 library("cachelib", extra="cachelib")

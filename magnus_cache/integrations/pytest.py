@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
-    from magnus_cache._engine.api.managers import CacheManager
+    from magnus_cache import CacheManager
     from magnus_cache.embedded import EmbeddedServer
     from magnus_cache.testing.clock import VirtualClock
     from magnus_cache.testing.proxy import Proxy

@@ -77,6 +77,15 @@ def test_rows_of_sqlite3() -> None:
     assert decode(encode(twice)) == twice
 
 
+def test_a_column_that_cannot_be_stored_is_named() -> None:
+    """Not the type of its row: psycopg2 returns BYTEA as a memoryview."""
+    real = psycopg2.extras.RealDictRow(id=1, raw=memoryview(b"x"))
+    for row, path in ((real, 'value["rows"][0]["raw"]'), (dict_row(id=1, raw=memoryview(b"x")), 'value["rows"][0][1]')):
+        with CacheManager(redis_enabled=False) as cache, pytest.raises(CacheEncodeError, match="bytes") as refused:
+            cache.set("t", "k", {"rows": [row]})
+        assert refused.value.path == path
+
+
 def test_rows_of_sqlalchemy() -> None:
     (row,) = sqlalchemy_rows()
     back = decode(encode(row))

@@ -4,16 +4,20 @@ import collections
 import copy
 import ipaddress
 import pickle
+import sys
 from collections import Counter, OrderedDict, defaultdict, deque
-from datetime import date
+from datetime import date, datetime
 from decimal import Decimal
 from fractions import Fraction
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, NamedTuple
 
 import pytest
+from dateutil.tz import tzoffset, tzutc
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import BaseModel
+from pydantic_core import TzInfo
 
 from magnus_cache import AsyncCacheManager, CacheDecodeError, CacheEncodeError, CacheManager, Namespace, register_type
 from magnus_cache._engine.codec import decode, encode, is_immutable, registry
@@ -126,6 +130,7 @@ def test_damaged_bytes_raise_nothing_but_the_decode_error(value: Any, data: st.D
 NAMED = (
     "deque", "OrderedDict", "defaultdict", "Counter", "Fraction", "PosixPath", "IPv4Network", "list", "A", "a",
     "sqlite3.Row", "sqlalchemy.engine.Row", "psycopg2.extras.DictRow", "psycopg.types.range.Range", "[)",
+    "pydantic_core.TzInfo", "dateutil.tz.tzoffset",
 )  # fmt: skip
 ITEM = st.one_of(
     st.sampled_from(NAMED), st.none(), st.integers(-(2**70), 2**70), st.binary(max_size=3), st.floats(),
@@ -144,6 +149,41 @@ def test_hostile_parts_raise_nothing_but_the_decode_error(parts: list[Any], kind
         decode(payload)
     except CacheDecodeError:
         pass
+
+
+ZONES = [TzInfo(0), TzInfo(19800), TzInfo(-3600), tzutc(), tzoffset(None, 3600), tzoffset("X", -1.5)]
+
+
+@pytest.mark.parametrize("zone", ZONES, ids=repr)
+def test_moments_keep_the_zones_that_libraries_gave_them(zone: Any) -> None:
+    """pydantic gives its own zone to each moment that it reads, and botocore dateutil's."""
+    for moment in (datetime(2025, 1, 1, 12, 30, 0, 5, tzinfo=zone), datetime(2025, 1, 1, fold=1, tzinfo=zone)):
+        back = decode(encode([moment]))[0]
+        assert back == moment
+        assert type(back.tzinfo) is type(zone)
+        assert (back.utcoffset(), back.tzname(), back.fold) == (moment.utcoffset(), moment.tzname(), moment.fold)
+    assert decode(encode(zone)) == zone
+
+
+def test_zones_of_models_that_read_text_are_stored(url: str) -> None:
+    class Quote(BaseModel):
+        at: datetime
+
+    quote = Quote.model_validate_json('{"at": "2025-09-01T14:00:00Z"}')
+    with CacheManager(redis_url=url) as cache, CacheManager(redis_url=url) as other:
+        cache.get_or_set("quotes", "k", lambda: quote, returns=Quote)
+        assert cache.get("quotes", "k") == other.get("quotes", "k") == quote
+        assert type(other.get("quotes", "k").at.tzinfo) is type(quote.at.tzinfo)
+
+
+@pytest.mark.parametrize("name", ["pydantic_core.TzInfo", "dateutil.tz.tzutc", "dateutil.tz.tzoffset"])
+def test_hostile_zones_raise_nothing_but_the_decode_error(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    mark = encode(Fraction(1, 2))[-3:]
+    for parts in ([], ["x"], [10**9], [None, "x"], [1, 2.0], [None, 1e300], [[], []], ["X", float("nan")]):
+        decode_or_refuse(bytes([0x92 + len(parts)]) + b"".join(map(encode, [name, *parts])) + mark)
+    monkeypatch.delitem(sys.modules, name.rpartition(".")[0])
+    with pytest.raises(CacheDecodeError, match="has not imported"):
+        decode(b"\x92" + encode(name) + mark)
 
 
 def test_subclasses_and_other_factories_are_refused() -> None:
@@ -186,6 +226,17 @@ def test_what_came_back_can_be_copied_and_pickled() -> None:
     for again in (copy.copy(value), copy.deepcopy(value), pickle.loads(pickle.dumps(value))):
         assert type(again) is type(value)
         assert again == value
+
+
+@pytest.mark.parametrize("look", [copy.copy, copy.deepcopy, pickle.dumps], ids=["copy", "deepcopy", "pickle"])
+def test_a_named_tuple_that_was_copied_is_stored(look: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both add an attribute to its class."""
+    cls = namedtuple("Record", ["id", "price"])
+    cls.__module__ = __name__
+    monkeypatch.setattr(f"{__name__}.Record", cls, raising=False)
+    look(cls(1, 2.5))
+    assert "__slotnames__" in vars(cls)
+    assert alike(decode(encode(cls(1, 2.5))), cls(1, 2.5))
 
 
 def test_a_named_tuple_that_would_lose_something_is_refused() -> None:

@@ -126,6 +126,26 @@ def without_a_copy_of_an_exception_for_each() -> None:
     put(answers, "copy_of", lambda error: error)
 
 
+@guard(f"{PRIVACY}::test_a_header_that_only_selects_a_form_is_no_user")
+def without_telling_headers_of_forms_from_users() -> None:
+    put(varying, "selects_form", lambda name: name in http_rules.NEGOTIATION)
+
+
+@guard(f"{PRIVACY}::test_an_empty_name_is_no_user")
+def without_taking_an_empty_name_for_no_user() -> None:
+    rewrite(varying.Vary.of, ' and each != ""', "")
+
+
+@guard(f"{PRIVACY}::test_a_header_that_often_has_a_credential_keeps_a_response_private")
+def without_headers_that_often_have_a_credential() -> None:
+    put(varying, "LIKELY_CREDENTIALS", frozenset())
+
+
+@guard(f"{PRIVACY}::test_a_304_by_an_etag_of_the_endpoint_is_not_another_users")
+def without_leaving_out_304s_by_what_users_may_share() -> None:
+    rewrite(answers._Exchange._is_current, "if self._is_of_users:", "if False:")
+
+
 @guard(f"{EVICTION}::test_what_was_read_before_the_commit_does_not_stay")
 def without_invalidating_again_after_the_commit() -> None:
     put(eviction._EvictHook, "after", nothing_awaited)

@@ -203,3 +203,13 @@ def without_a_request_of_its_own_for_a_condition() -> None:
 @guard(f"{STREAMS}::test_a_large_body_that_can_be_read_only_once_is_passed_on")
 def without_a_limit_of_the_body_of_a_request() -> None:
     put(asynchronous, "is_bounded", lambda request, limit: True)
+
+
+@guard(f"{STREAMS}::test_a_waiter_that_would_wait_longer_asks_itself")
+def without_asking_again_after_the_timeout_of_another_caller() -> None:
+    put(exchange.Exchange, "asks_again", lambda self, error: False)
+
+
+@guard(f"{STREAMS}::test_a_waiter_that_would_wait_longer_asks_itself")
+def without_comparing_the_timeouts_of_callers() -> None:
+    put(exchange, "outlasts", lambda patience, error: True)

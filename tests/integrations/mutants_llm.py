@@ -2,8 +2,8 @@
 
 from typing import Any, Final
 
-from magnus_cache.integrations.llm import async_streams, blocking_streams, cache, keys, replies, requests
-from tests.support.guards import guard, put
+from magnus_cache.integrations.llm import async_streams, blocking_streams, cache, clients, keys, replies, requests
+from tests.support.guards import guard, put, rewrite
 
 CALLS: Final = "tests/integrations/test_llm.py"
 KEYS: Final = "tests/integrations/test_llm_keys.py"
@@ -37,7 +37,17 @@ def without_tools_in_keys_of_requests() -> None:
 
 @guard(f"{KEYS}::test_the_address_and_the_organization_of_a_client_count_and_its_key_does_not")
 def without_the_address_of_a_client_in_keys_of_requests() -> None:
-    put(requests, "_address", lambda _: [])
+    put(requests, "address_of", lambda _: [])
+
+
+@guard(f"{KEYS}::test_what_a_client_always_sends_counts_if_it_may_change_the_answer")
+def without_the_headers_that_a_client_always_sends_in_keys_of_requests() -> None:
+    rewrite(clients.headers_in_key, 'getattr(client, "default_headers", None)', "None")
+
+
+@guard(f"{KEYS}::test_the_version_and_the_deployment_of_azure_count")
+def without_the_query_of_a_client_in_keys_of_requests() -> None:
+    rewrite(clients.address_of, "dict(query) if isinstance(query, Mapping) else {}", "{}")
 
 
 @guard(f"{KEYS}::test_a_function_that_only_its_name_tells_from_others_needs_a_scope")

@@ -6,7 +6,7 @@ import sys
 import threading
 import time
 from base64 import b64encode
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from decimal import Decimal
@@ -50,12 +50,6 @@ class Quote:
         return isinstance(other, Quote) and self.price == other.price
 
     __hash__ = None  # type: ignore[assignment]
-
-
-@pytest.fixture
-def manager(url: str) -> Iterator[CacheManager]:
-    with CacheManager(redis_url=url) as manager:
-        yield manager
 
 
 @pytest.fixture

@@ -30,11 +30,6 @@ def use(url: str) -> Iterator[str]:
         yield url
 
 
-@pytest.fixture(params=["blocking", "awaited"])
-def face(request: pytest.FixtureRequest, use: str) -> Any:
-    return caches["default"] if request.param == "blocking" else Awaited()
-
-
 # -- the contract -----------------------------------------------------------------------------------------------
 
 

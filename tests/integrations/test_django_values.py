@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from django.core.cache import cache, caches
+from django.core.cache import cache
 from django.db import connection
 from django.db.models import Count
 from django.http import (
@@ -29,18 +29,7 @@ from django.utils.translation import gettext_lazy, ngettext_lazy, override, pget
 
 from magnus_cache.integrations.django import UnstorableError, models
 from tests.support import django_site as site
-from tests.support.django_site import Awaited, on
-
-
-@pytest.fixture
-def use(url: str) -> Iterator[str]:
-    with on(url):
-        yield url
-
-
-@pytest.fixture(params=["blocking", "awaited"])
-def face(request: pytest.FixtureRequest, use: str) -> Any:
-    return caches["default"] if request.param == "blocking" else Awaited()
+from tests.support.django_site import on
 
 
 class Apps:

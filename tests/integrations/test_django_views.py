@@ -4,7 +4,7 @@ import asyncio
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from http import HTTPStatus
 from typing import Any
@@ -26,12 +26,6 @@ from tests.support.wait import wait_until
 
 SLACK = 1.0
 """Seconds that a request may take on a busy machine."""
-
-
-@pytest.fixture
-def use(url: str) -> Iterator[str]:
-    with on(url):
-        yield url
 
 
 # -- through the doors of Django --------------------------------------------------------------------------------
@@ -110,6 +104,8 @@ class NoThreads(ThreadPoolExecutor):
 # -- outages ----------------------------------------------------------------------------------------------------
 
 OP_TIMEOUT = 0.3
+PATIENCE = 5 * OP_TIMEOUT + 3
+"""Seconds within which a request that waited must end, far less than the 30 of `wait_timeout`."""
 
 
 def seconds_of(view: Callable[[], Any]) -> tuple[float, Any]:
@@ -145,6 +141,40 @@ def test_an_outage_hangs_no_request(proxy: Proxy, url: str) -> None:
         took, answers = seconds_of(lambda: asyncio.run(in_an_outage()))
         assert answers == ["new", None, True, False]
         assert took < SLACK
+
+
+def test_an_outage_during_a_slow_request_hangs_no_one(proxy: Proxy, url: str) -> None:
+    """Those who wait for a load of this process get its value; those who wait for another's load by themselves."""
+    begun, gate, elsewhere = threading.Event(), threading.Event(), threading.Event()
+
+    def load_here() -> str:
+        begun.set()
+        assert gate.wait(30)
+        return "here"
+
+    def load_elsewhere() -> str:
+        elsewhere.set()
+        assert gate.wait(30)
+        return "elsewhere"
+
+    site.loads.update(mine=load_here, theirs=lambda: "mine")
+    with on(proxy.url, OPTIONS={"op_timeout": OP_TIMEOUT}), CacheManager(redis_url=url) as other:
+        cache.get("k")
+        with ThreadPoolExecutor(8) as threads:
+            far = threads.submit(other.get_or_set, "django", ":1:theirs", load_elsewhere)
+            assert elsewhere.wait(30)
+            mine = [threads.submit(Client().get, "/slow?key=mine") for _ in range(3)]
+            theirs = [threads.submit(Client().get, "/slow?key=theirs") for _ in range(3)]
+            assert begun.wait(30)
+            proxy.black_hole()
+            took, answers = seconds_of(lambda: [each.result(60).content for each in theirs])
+            assert answers == [b"mine"] * 3
+            assert took < PATIENCE
+            gate.set()
+            took, answers = seconds_of(lambda: [each.result(60).content for each in mine])
+            assert answers == [b"here"] * 3
+            assert took < PATIENCE
+            assert far.result(60) == "elsewhere"
 
 
 async def in_an_outage() -> list[Any]:

@@ -41,12 +41,6 @@ class Quote(BaseModel):
     call: int
 
 
-@pytest.fixture
-async def cache(url: str) -> AsyncIterator[AsyncCacheManager]:
-    async with AsyncCacheManager(redis_url=url) as cache:
-        yield cache
-
-
 @contextlib.asynccontextmanager
 async def asking(app: Any, **options: Any) -> AsyncIterator[httpx.AsyncClient]:
     transport = httpx.ASGITransport(app, raise_app_exceptions=options.pop("raises", True))
@@ -938,6 +932,7 @@ def test_the_process_wide_cache_starts_and_ends_with_each_application(magnus: Ca
         (lambda: cache_response("pages", max_age=-1), "max_age"),
         (lambda: cache_response("pages", cache="redis"), "cache"),  # type: ignore[arg-type]
         (lambda: cache_response("pages", grace="soon"), "grace"),
+        (lambda: Cached(Namespace("pages", audit=0.1)), "namespace: audit"),
         (lambda: Cached("pages", max_age="soon"), "max_age"),
         (lambda: cache_response("pages")(3), "endpoint"),  # type: ignore[arg-type]
         (lambda: evict(), "namespaces"),

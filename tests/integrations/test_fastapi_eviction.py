@@ -16,12 +16,6 @@ from tests.integrations.test_fastapi import asking
 pytestmark = pytest.mark.anyio
 
 
-@pytest.fixture
-async def cache(url: str) -> AsyncIterator[AsyncCacheManager]:
-    async with AsyncCacheManager(redis_url=url) as cache:
-        yield cache
-
-
 def app_of(cache: AsyncCacheManager, way: str = "decorated", *namespaces: str, **targets: Any) -> FastAPI:
     """Return an application with cached pages, and writes of all outcomes."""
     app, calls = FastAPI(), itertools.count(1)

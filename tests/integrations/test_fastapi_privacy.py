@@ -2,7 +2,6 @@
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator
 from typing import Annotated, Any
 
 import httpx
@@ -27,12 +26,6 @@ from tests.support.wait import wait_until_async
 pytestmark = pytest.mark.anyio
 
 ADA, GRACE, ANYONE = {"authorization": "Bearer ada"}, {"authorization": "Bearer grace"}, dict[str, str]()
-
-
-@pytest.fixture
-async def cache(url: str) -> AsyncIterator[AsyncCacheManager]:
-    async with AsyncCacheManager(redis_url=url) as cache:
-        yield cache
 
 
 def user_of(request: HTTPConnection) -> str | None:
@@ -187,11 +180,16 @@ async def test_a_vary_that_does_not_say_who_asks_stores_nothing(
 
 async def test_the_number_zero_is_a_user_and_no_user_is_another(cache: AsyncCacheManager) -> None:
     users: dict[str, Any] = {"0": 0, "": "", "none": None, "false": "False"}
-    app = app_of(cache, vary=lambda request: users[request.headers["x-user"]])
+    app, calls = FastAPI(), itertools.count()
+
+    @app.get("/me")
+    @cache_response("pages", cache=cache, vary=lambda request: users[request.headers["x-case"]])
+    async def me() -> int:
+        return next(calls)
+
     async with asking(app) as client:
-        for name in ("0", "", "none", "false") * 2:
-            assert (await client.get("/me", headers={"x-user": name})).json() == (name or "anyone")
-    assert app.state.calls == 4
+        found = [(await client.get("/me", headers={"x-case": name})).json() for name in [*users] * 2]
+    assert found == [0, 1, 2, 3] * 2
 
 
 async def test_what_is_no_key_is_an_error(cache: AsyncCacheManager) -> None:
@@ -382,6 +380,103 @@ async def test_a_header_parameter_tells_users_apart(cache: AsyncCacheManager) ->
         for name in ("ada", "grace"):
             assert (await client.get("/me", headers={"x-user": name})).json() == name
         assert (await client.get("/me")).json() == "anyone"
+
+
+# -- what says nothing about who asks ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "vary",
+    [
+        "HX-Request", "Turbo-Frame", "X-Requested-With", "X-Inertia", "Sec-Fetch-Dest", "Sec-CH-UA", "Accept-Version",
+        "X-API-Version", "X-Forwarded-Proto", "X-Country", "CF-IPCountry", "X-Timezone", "Device-Memory",
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("kind", ["authorization", "cookie"])
+async def test_a_header_that_only_selects_a_form_is_no_user(cache: AsyncCacheManager, vary: str, kind: str) -> None:
+    app = app_of(cache, vary=vary)
+    async with asking(app) as client:
+        for name in ("ada", "grace"):
+            who = {"authorization": f"Bearer {name}"} if kind == "authorization" else {"cookie": f"session={name}"}
+            assert (await client.get("/me", headers={vary: "1", **who})).json() == name
+        assert [key async for key in cache.scan("pages")] == []
+        # Without credentials it is part of the key, like any other.
+        for value in ("1", "2", "1"):
+            assert (await client.get("/me", headers={vary: value})).json() == "anyone"
+    assert app.state.calls == 4
+
+
+@pytest.mark.parametrize(
+    "vary",
+    ["X-User", lambda request: request.headers.get("x-user", ""), lambda request: request.cookies.get("user", "")],
+    ids=["header", "function", "cookie"],
+)
+@pytest.mark.parametrize("empty", [{}, {"x-user": ""}], ids=["absent", "empty"])
+async def test_an_empty_name_is_no_user(cache: AsyncCacheManager, vary: Any, empty: dict[str, str]) -> None:
+    """As from a gateway that has not said who this is, or a function with an empty default."""
+    app = app_of(cache, vary=vary)
+    async with asking(app) as client:
+        for name in ("ada", "grace"):
+            assert (await client.get("/me", headers={**empty, "authorization": f"Bearer {name}"})).json() == name
+            assert (await client.get("/me", headers={**empty, "cookie": f"session={name}"})).json() == name
+        assert (await client.get("/me", headers=empty)).json() == "anyone"
+
+
+@pytest.mark.parametrize(
+    "name", ["X-API-Key", "X-Auth-Token", "X-Forwarded-User", "X-Amzn-Oidc-Identity", "Cf-Access-Jwt-Assertion"]
+)
+async def test_a_header_that_often_has_a_credential_keeps_a_response_private(
+    cache: AsyncCacheManager, name: str
+) -> None:  # fmt: skip
+    """The endpoint may read it from the request itself, of which no declaration tells."""
+    app, calls = FastAPI(), itertools.count(1)
+
+    @app.get("/me")
+    @cache_response("pages", cache=cache)
+    async def me(request: Request) -> str:
+        return f"{request.headers.get(name, 'anyone')} {next(calls)}"
+
+    @app.get("/mine")
+    @cache_response("pages", cache=cache, vary=name)
+    async def mine(request: Request) -> str:
+        return f"{request.headers.get(name, 'anyone')} {next(calls)}"
+
+    async with asking(app) as client:
+        for number, who in enumerate(("ada", "ada", "grace"), 1):
+            answer = await client.get("/me", headers={name: who})
+            assert (answer.json(), answer.headers["cache-control"]) == (f"{who} {number}", "private")
+        for who, number in (("ada", 4), ("ada", 4), ("grace", 5)):
+            assert (await client.get("/mine", headers={name: who})).json() == f"{who} {number}"
+
+
+@pytest.mark.parametrize(
+    "condition",
+    [
+        {"if-none-match": '"v1"'},
+        {"if-none-match": "*"},
+        {"if-modified-since": "Mon, 01 Jan 2024 00:00:00 GMT"},
+    ],
+    ids=["etag", "any", "date"],
+)
+async def test_a_304_by_an_etag_of_the_endpoint_is_not_another_users(
+    cache: AsyncCacheManager, condition: dict[str, str]
+) -> None:  # fmt: skip
+    """One that an endpoint sets is that of a version of its data, and may be the same for all users."""
+    app = FastAPI()
+
+    @app.get("/me")
+    @cache_response("pages", cache=cache, vary=user_of)
+    async def me(request: Request) -> Response:
+        headers = {"etag": '"v1"', "last-modified": "Mon, 01 Jan 2024 00:00:00 GMT"}
+        return PlainTextResponse(user_of(request) or "anyone", headers=headers)
+
+    async with asking(app) as client:
+        for _ in range(2):
+            for who, name in ((ADA, "ada"), (GRACE, "grace")):
+                assert (await client.get("/me", headers={**who, **condition})).text == name
+        # After a logout in the same browser.
+        for _ in range(2):
+            assert (await client.get("/me", headers=condition)).text == "anyone"
 
 
 # -- any mix of requests ------------------------------------------------------------------------------------

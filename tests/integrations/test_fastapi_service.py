@@ -1,4 +1,6 @@
-"""A service of FastAPI under uvicorn with workers and under load, while its Redis is killed: no request fails."""
+"""A service of FastAPI under uvicorn or gunicorn, with workers and under load, while its Redis is killed: no request
+fails.
+"""
 
 import itertools
 import json
@@ -23,22 +25,36 @@ from tests.support.wait import nothing_happens_for, wait_until
 ROOT: Final = Path(__file__).parents[2]
 _PAGES: Final = 40
 _USERS: Final = ("ada", "grace", "joan")
-_TIMES: Final = (1, 4) if ALL else (1,)
-"""How often Redis is killed; `nox -s cluster` does it often, and under more load."""
+_COMMANDS: Final = {
+    "uvicorn": ("uvicorn", "tests.support.web_cached:app", "--workers", "2", "--log-level", "warning", "--fd", "{fd}"),
+    "gunicorn": (
+        "gunicorn", "tests.support.web_cached:app", "--workers", "2", "--log-level", "warning", "--bind", "fd://{fd}",
+        "--worker-class", "uvicorn.workers.UvicornWorker",
+    ),
+    "gunicorn, asgi": (
+        "gunicorn", "tests.support.web_cached:app", "--workers", "2", "--log-level", "warning", "--bind", "fd://{fd}",
+        "--worker-class", "asgi",
+    ),
+}  # fmt: skip
+_CASES: Final = [("uvicorn", 1)]
+"""What serves, and how often Redis is killed. `nox -s cluster` does it often, under more load and with each server."""
+
+if ALL:
+    _CASES += [("uvicorn", 4), ("gunicorn", 2), ("gunicorn, asgi", 2)]
 
 
 @contextmanager
-def served(url: str, log: Path) -> Iterator[int]:
+def served(url: str, log: Path, server: str) -> Iterator[int]:
     """Run the service with two workers, and yield its port."""
     with socket.socket() as listener, log.open("wb") as output:
         listener.bind(("127.0.0.1", 0))
         listener.listen(128)
         listener.set_inheritable(True)
         environment = os.environ | {"REDIS_URL": url, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "default"}
-        command = [sys.executable, "-m", "uvicorn", "tests.support.web_cached:app", "--workers", "2"]
+        command = [each.format(fd=listener.fileno()) for each in _COMMANDS[server]]
         process = subprocess.Popen(
-            [*command, "--log-level", "warning", "--fd", str(listener.fileno())], env=environment,
-            pass_fds=(listener.fileno(),), stdout=output, stderr=subprocess.STDOUT,
+            [sys.executable, "-m", *command], env=environment, pass_fds=(listener.fileno(),), stdout=output,
+            stderr=subprocess.STDOUT,
         )  # fmt: skip
         port = listener.getsockname()[1]
         try:
@@ -126,12 +142,12 @@ class Load:
 
 
 @pytest.mark.timeout(180)
-@pytest.mark.parametrize("times", _TIMES)
+@pytest.mark.parametrize(("program", "times"), _CASES)
 def test_no_request_fails_while_redis_is_killed(
-    private_server_with: Callable[..., EmbeddedServer], tmp_path: Path, times: int
+    private_server_with: Callable[..., EmbeddedServer], tmp_path: Path, program: str, times: int
 ) -> None:
     server, log, most = private_server_with(), tmp_path / "log", 60 * times
-    with served(server.url, log) as port:
+    with served(server.url, log, program) as port:
         with Load(port, clients=4 * times) as load:
             wait_until(lambda: load.answers > most and len(load.workers) == 2, 60)
             for _ in range(times):

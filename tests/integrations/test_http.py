@@ -4,7 +4,7 @@ requests."""
 import asyncio
 import gzip
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractAsyncContextManager
 from typing import Any, TypeAlias
 
@@ -16,24 +16,12 @@ from magnus_cache.embedded import EmbeddedServer
 from magnus_cache.integrations.http import Rule
 from magnus_cache.testing import VirtualClock, virtual_clock
 from tests.support.http_clients import KINDS, Asked, Got, asking
-from tests.support.origin import Origin, Reply, Seen, serving
+from tests.support.origin import Origin, Reply, Seen
 from tests.support.wait import nothing_happens_for, nothing_happens_for_async, wait_until_answered, wait_until_async
 
 pytestmark = pytest.mark.anyio
 
 Asking: TypeAlias = Callable[..., AbstractAsyncContextManager[Asked]]
-
-
-@pytest.fixture
-def origin() -> Iterator[Origin]:
-    with serving() as origin:
-        yield origin
-
-
-@pytest.fixture
-async def cache(url: str) -> AsyncIterator[AsyncCacheManager]:
-    async with AsyncCacheManager(redis_url=url) as cache:
-        yield cache
 
 
 @pytest.fixture(params=KINDS)

@@ -1,7 +1,6 @@
 """The clients of OpenAI and Anthropic with the transport: answers and streams come again without a request."""
 
 import json
-from collections.abc import AsyncIterator, Iterator
 from typing import Any, Final
 
 import anthropic
@@ -12,7 +11,7 @@ import pytest
 
 from magnus_cache import AsyncCacheManager, CacheManager
 from magnus_cache.integrations.http import AsyncCacheTransport, CacheTransport, Rule
-from tests.support.origin import Origin, Reply, Seen, serving
+from tests.support.origin import Origin, Reply, Seen
 
 pytestmark = pytest.mark.anyio
 
@@ -20,11 +19,10 @@ RULES: Final = [Rule("*/v1/*", ttl="1d", methods=["POST"])]
 
 
 @pytest.fixture
-def origin() -> Iterator[Origin]:
-    with serving() as origin:
-        origin.says("/v1/chat/completions", chat)
-        origin.says("/v1/messages", message)
-        yield origin
+def origin(origin: Origin) -> Origin:
+    origin.says("/v1/chat/completions", chat)
+    origin.says("/v1/messages", message)
+    return origin
 
 
 def chat(seen: Seen) -> Reply:
@@ -48,17 +46,6 @@ def message(seen: Seen) -> Reply:
         "usage": {"input_tokens": 1, "output_tokens": 1},
     }  # fmt: skip
     return Reply({"content-type": "application/json"}, json.dumps(answer).encode())
-
-
-@pytest.fixture
-async def cache(url: str) -> AsyncIterator[AsyncCacheManager]:
-    async with AsyncCacheManager(redis_url=url) as cache:
-        yield cache
-
-
-@pytest.fixture(params=[httpx, httpx2], ids=["httpx", "httpx2"])
-def library(request: pytest.FixtureRequest) -> Any:
-    return request.param
 
 
 async def test_openai(library: Any, cache: AsyncCacheManager, origin: Origin) -> None:

@@ -1,17 +1,20 @@
 """What only some clients can do: bodies that arrive slowly, callers that leave, redirects, hooks, loops, processes."""
 
 import asyncio
+import io
+import itertools
 import subprocess
 import sys
 import threading
 from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from typing import Any, Final
 
 import httpx
-import httpx2
 import pytest
 import requests
+import urllib3
 from httpx import AsyncClient
 
 from magnus_cache import (
@@ -25,30 +28,13 @@ from magnus_cache import (
 )
 from magnus_cache.integrations.http import AsyncCacheTransport, CacheAdapter, CacheTransport, HttpCacheOptions, Rule
 from tests.support.inside import loads_by_key
-from tests.support.origin import Origin, Reply, Seen, serving
+from tests.support.origin import Origin, Reply, Seen
 from tests.support.programs import ROOT, run_python
-from tests.support.wait import nothing_happens_for, wait_until_async
+from tests.support.wait import nothing_happens_for, wait_until, wait_until_async
 
 pytestmark = pytest.mark.anyio
 
 FRESH: Final = {"cache-control": "max-age=60"}
-
-
-@pytest.fixture
-def origin() -> Iterator[Origin]:
-    with serving() as origin:
-        yield origin
-
-
-@pytest.fixture
-async def cache(url: str) -> AsyncIterator[AsyncCacheManager]:
-    async with AsyncCacheManager(redis_url=url) as cache:
-        yield cache
-
-
-@pytest.fixture(params=[httpx, httpx2], ids=["httpx", "httpx2"])
-def library(request: pytest.FixtureRequest) -> Any:
-    return request.param
 
 
 @pytest.fixture
@@ -113,7 +99,7 @@ async def test_a_stream_that_is_left_ends_the_request_if_nobody_else_waits(make:
     assert origin.count("/a") == 2
 
 
-def waiters(cache: AsyncCacheManager) -> int:
+def waiters(cache: AsyncCacheManager | CacheManager) -> int:
     return sum(flight.waiter_count for flight in loads_by_key(cache).values())
 
 
@@ -211,6 +197,62 @@ async def test_redirects_hooks_and_auth_are_the_clients(make: Any, origin: Origi
             assert (response.text, [each.status_code for each in response.history]) == ("1", [301])
     assert said == ["/a miss", "/b miss", "/a hit", "/b hit"]
     assert origin.seen[0].headers["authorization"].startswith("Basic ")
+
+
+@pytest.mark.parametrize(("patience", "asked"), [(20, 2), (None, 2), (0.5, 1), (0.1, 1)])
+async def test_a_waiter_that_would_wait_longer_asks_itself(
+    cache: AsyncCacheManager, library: Any, patience: float | None, asked: int
+) -> None:
+    """The one that loads has a shorter timeout, and its request ends by that."""
+    reached, over = asyncio.Event(), asyncio.Event()
+    requests = list[Any]()
+
+    async def server(request: Any) -> Any:
+        requests.append(request)
+        if len(requests) > 1:
+            return library.Response(200, text="late", headers={"cache-control": "max-age=60"})
+        reached.set()
+        await over.wait()
+        raise library.ReadTimeout("the server is slow", request=request)
+
+    transport = AsyncCacheTransport(library.MockTransport(server), cache)
+    async with library.AsyncClient(transport=transport, timeout=0.5) as client:
+        first = asyncio.ensure_future(client.get("http://a/x"))
+        await reached.wait()
+        second = asyncio.ensure_future(client.get("http://a/x", timeout=patience))
+        await wait_until_async(lambda: waiters(cache) == 2)
+        over.set()
+        found = await asyncio.gather(first, second, return_exceptions=True)
+    assert type(found[0]) is library.ReadTimeout
+    assert len(requests) == asked
+    assert found[1].text == "late" if asked == 2 else type(found[1]) is library.ReadTimeout  # type: ignore[union-attr]
+
+
+def test_a_blocking_waiter_that_would_wait_longer_asks_itself(manager: CacheManager) -> None:
+    reached, over, calls = threading.Event(), threading.Event(), itertools.count(1)
+
+    class Slow(requests.adapters.HTTPAdapter):
+        def send(self, request: requests.PreparedRequest, *_: Any, **options: Any) -> requests.Response:
+            if next(calls) > 1:
+                fields = {"cache-control": "max-age=60", "content-length": "4"}
+                body = urllib3.HTTPResponse(io.BytesIO(b"late"), fields, 200, preload_content=False)
+                return self.build_response(request, body)
+            reached.set()
+            assert over.wait(30)
+            raise requests.ReadTimeout("the server is slow", request=request)
+
+    with requests.Session() as session, ThreadPoolExecutor(2) as threads:
+        session.mount("http://", CacheAdapter(Slow(), manager))
+        first = threads.submit(session.get, "http://a/x", timeout=0.5)
+        assert reached.wait(30)
+        assert waiters(manager) == 0, "the one that loads does so in its own thread"
+        second = threads.submit(session.get, "http://a/x", timeout=(0.1, 20))
+        wait_until(lambda: waiters(manager) == 1)
+        over.set()
+        assert second.result(30).text == "late"
+        with pytest.raises(requests.ReadTimeout):
+            first.result(30)
+    assert next(calls) == 3
 
 
 async def test_a_condition_leaves_the_callers_request_alone(make: Any, origin: Origin) -> None:

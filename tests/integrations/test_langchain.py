@@ -2,7 +2,6 @@
 
 import asyncio
 import threading
-from collections.abc import Iterator
 
 import pytest
 from langchain_core.language_models import FakeListLLM, GenericFakeChatModel
@@ -14,12 +13,6 @@ from magnus_cache.integrations.langchain import MagnusCache, MagnusStore
 from magnus_cache.integrations.llm import LLMPrice, TokenCounts
 
 pytestmark = pytest.mark.anyio
-
-
-@pytest.fixture
-def manager(url: str) -> Iterator[CacheManager]:
-    with CacheManager(redis_url=url) as made:
-        yield made
 
 
 # -- models -----------------------------------------------------------------------------------------------------

@@ -2,7 +2,7 @@
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import anthropic
@@ -29,18 +29,6 @@ PRICES: dict[str, Any] = {
     "gpt-4o": LLMPrice(2.5, 10.0, cached_input=1.25), "claude": {"input": 3.0, "output": 15.0, "cached_input": 0.3},
 }  # fmt: skip
 MESSAGES: Any = [{"role": "user", "content": "What colour is the sky?"}]
-
-
-@pytest.fixture
-def blocking(url: str) -> Iterator[CacheManager]:
-    with CacheManager(redis_url=url) as manager:
-        yield manager
-
-
-@pytest.fixture
-def service() -> Iterator[LLMServer]:
-    with LLMServer() as started:
-        yield started
 
 
 # -- calls ----------------------------------------------------------------------------------------------------

@@ -185,6 +185,7 @@ def keys(*requests: dict[str, Any], **options: Any) -> list[str]:
         {"response_format": {"type": "json_object"}}, {"response_format": Human}, {"seed": 1}, {"n": 2},
         {"max_tokens": 5}, {"stream": True}, {"stop": None}, {"extra_body": {"top_k": 1}}, {"user": "ada"},
         {"extra_headers": {"OpenAI-Organization": "o"}}, {"extra_headers": {"anthropic-beta": "x"}},
+        {"extra_headers": {"X-Gateway-Route": "cheap"}}, {"extra_query": {"api-version": "2"}},
     ],
     ids=shown,
 )  # fmt: skip
@@ -198,6 +199,7 @@ def test_what_changes_the_answer_is_part_of_the_key(change: dict[str, Any]) -> N
     [
         {"api_key": "secret"}, {"timeout": 5}, {"extra_headers": {"User-Agent": "x"}}, {"max_retries": 3},
         {"headers": {"Authorization": "x"}}, {"top_p": openai.NOT_GIVEN}, {"temperature": 0.0}, {"user_agent": "x"},
+        {"extra_headers": {"traceparent": "x", "X-Stainless-Async": "x"}},
     ],
     ids=shown,
 )  # fmt: skip
@@ -317,6 +319,46 @@ def test_the_address_and_the_organization_of_a_client_count_and_its_key_does_not
     for each in clients:
         each.close()
     claude.close()
+
+
+def test_what_a_client_always_sends_counts_if_it_may_change_the_answer() -> None:
+    def client(**options: Any) -> openai.OpenAI:
+        return openai.OpenAI(api_key="k", base_url="http://a/v1", **options)
+
+    clients = [
+        client(), client(default_headers={"OpenAI-Beta": "x"}), client(default_headers={"X-Gateway-Route": "cheap"}),
+        client(default_headers={"x-gateway-route": "good"}), client(default_query={"api-version": "2"}),
+        client(default_query={"api-version": "1"}),
+        client(default_headers={"X-Request-Id": "1", "authorization": "x", "user-agent": "x"}),
+    ]  # fmt: skip
+    with CacheManager(redis_enabled=False) as cache:
+        llm, without = LLMCache(cache), LLMCache(cache, exclude=("default_headers", "extra_headers"))
+        found = [llm.key(each.chat.completions.create, model="m") for each in clients]
+        assert found[6] == found[0]
+        assert len(set(found)) == 6
+        # A header of the call replaces that of the client, and an Omit takes it away, as in the request.
+        routed = clients[2].chat.completions.create
+        assert llm.key(routed, model="m", extra_headers={"X-GATEWAY-ROUTE": "good"}) == found[3]
+        assert llm.key(routed, model="m", extra_headers={"X-Gateway-Route": openai.omit}) == found[0]
+        with_options = clients[0].with_options(default_headers={"openai-beta": "x"})
+        assert llm.key(with_options.chat.completions.create, model="m") == found[1]
+        assert LLMCache(cache, exclude="X-Gateway-Route").key(routed, model="m") == found[0]
+        more = {"extra_headers": {"X-Any": "1"}}
+        assert without.key(routed, model="m", **more) == without.key(clients[0].chat.completions.create, model="m")
+    for each in clients:
+        each.close()
+
+
+def test_the_version_and_the_deployment_of_azure_count() -> None:
+    made = [
+        openai.AzureOpenAI(api_key="k", azure_endpoint="http://a", api_version=version, azure_deployment=deployment)
+        for version, deployment in (("1", "d"), ("2", "d"), ("1", "e"), ("1", None))
+    ]
+    with CacheManager(redis_enabled=False) as cache:
+        keys_of = {LLMCache(cache).key(each.chat.completions.create, model="m") for each in made}
+    assert len(keys_of) == 4
+    for each in made:
+        each.close()
 
 
 # -- what cannot be part of a key -----------------------------------------------------------------------------

@@ -73,18 +73,6 @@ def llm_of(cache: AsyncCacheManager | CacheManager, **options: Any) -> LLMCache:
     return LLMCache(cache, scope="here", **options)
 
 
-@pytest.fixture
-async def cache(url: str) -> AsyncIterator[AsyncCacheManager]:
-    async with AsyncCacheManager(redis_url=url) as manager:
-        yield manager
-
-
-@pytest.fixture
-def blocking(url: str) -> Iterator[CacheManager]:
-    with CacheManager(redis_url=url) as manager:
-        yield manager
-
-
 # -- coroutines -----------------------------------------------------------------------------------------------
 
 

@@ -32,7 +32,7 @@ from sqlalchemy.orm import (
     with_loader_criteria,
 )
 
-from magnus_cache import CacheArgumentError, CacheManager, CacheTypeError, Namespace
+from magnus_cache import CacheArgumentError, CacheManager, CacheTypeError, Namespace, register_namespace
 from magnus_cache.integrations.sqlalchemy import QueryCache
 from magnus_cache.integrations.sqlalchemy.statements import Database, planned
 from magnus_cache.testing import Proxy
@@ -117,9 +117,8 @@ def shop(place: str) -> Iterator[Counting]:
 
 
 @pytest.fixture
-def cache(url: str) -> Iterator[CacheManager]:
-    with CacheManager(redis_url=url) as cache:
-        yield cache
+def cache(manager: CacheManager) -> CacheManager:
+    return manager
 
 
 @pytest.fixture
@@ -987,11 +986,31 @@ def test_a_wrong_argument_of_the_cache_is_named(cache: CacheManager, shop: Count
         QueryCache("sqlite://", cache=cache)  # type: ignore[arg-type]
     with pytest.raises(CacheTypeError, match="^cache: "):
         QueryCache(shop.engine, cache=object())  # type: ignore[arg-type]
+    with pytest.raises(CacheArgumentError, match="^namespace: audit: "):
+        QueryCache(shop.engine, cache=cache, namespace=Namespace("sql", audit=0.5))
     queries = QueryCache(shop.engine, cache=cache)
     with pytest.raises(CacheTypeError, match="^connection: "):
         queries.execute(shop.engine, NAMES)  # type: ignore[call-overload]
     with pytest.raises(CacheArgumentError, match="^tables: "):
         queries.invalidate()
+    queries.close()
+
+
+def test_a_name_is_registered_with_a_policy_that_cannot_be_used(cache: CacheManager, shop: Counting) -> None:
+    registered = register_namespace(Namespace("sql-policy-before", grace="1m"), replace=True)
+    with pytest.raises(CacheArgumentError, match="^namespace: grace: "):
+        QueryCache(shop.engine, cache=cache, namespace=str(registered))
+    queries = QueryCache(shop.engine, cache=cache, namespace="sql-policy-after")
+    assert rows(queries, shop) == rows(queries, shop)
+    assert shop.selects == 1
+    # Registered when the object is there already: what is stored is found, and no load begins under that policy.
+    register_namespace(Namespace("sql-policy-after", soft_timeout=0, grace="1m"), replace=True)
+    assert rows(queries, shop)
+    cache.clear("sql-policy-after")
+    with pytest.raises(CacheArgumentError, match="^namespace: grace, soft_timeout: "):
+        rows(queries, shop)
+    register_namespace(Namespace("sql-policy-after", ttl="1m"), replace=True)
+    assert rows(queries, shop)
     queries.close()
 
 

@@ -108,6 +108,15 @@ def page(request: HttpRequest) -> TemplateResponse:
     return TemplateResponse(request, template, {"name": "<Ada>", "count": len(calls)})
 
 
+loads: dict[str, Callable[[], str]] = {}
+"""What the view `slow` loads by, for each key."""
+
+
+def slow(request: HttpRequest) -> HttpResponse:
+    key = request.GET["key"]
+    return HttpResponse(cache.get_or_set(key, loads[key]))
+
+
 def visits(request: HttpRequest) -> JsonResponse:
     request.session["visits"] = request.session.get("visits", 0) + 1
     return JsonResponse({"visits": request.session["visits"]})
@@ -136,6 +145,7 @@ async def awaited(request: HttpRequest) -> JsonResponse:
 
 
 urlpatterns = [
+    path("slow", slow),
     path("plain", vary_on_headers("X-Who")(plain)),
     path("page", cache_page(60)(page)),
     path("visits", visits, name="visits"),

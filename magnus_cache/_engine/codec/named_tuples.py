@@ -67,10 +67,10 @@ _classes: Final[ClassCache[_Key, Any]] = ClassCache(_make, lambda key: key[1].co
 
 _PLAIN: Final = frozenset(vars(_make(("Plain", "")))) | {
     "__annotations__", "__annotate__", "__annotate_func__", "__annotations_cache__", "__classcell__", "__dict__",
-    "__firstlineno__", "__orig_bases__", "__parameters__", "__static_attributes__",
+    "__firstlineno__", "__orig_bases__", "__parameters__", "__slotnames__", "__static_attributes__",
     "__type_params__", "__weakref__",
 }  # fmt: skip
-"""Attributes of a named tuple's class that do not change the behaviour of its tuples."""
+"""Attributes of a named tuple's class that do not change the behaviour of its tuples. `copy` and `pickle` add one."""
 
 
 def is_rebuilt(cls: type[Any]) -> bool:

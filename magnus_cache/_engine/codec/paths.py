@@ -7,13 +7,14 @@ been refused is searched, so that the search costs the ordinary way nothing.
 
 import json
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
 from typing import Any, Final, NamedTuple
 
 from magnus_cache._engine.codec.builtin import ENCODERS
 from magnus_cache._engine.codec.markers import kind_of
 from magnus_cache._engine.codec.registry import registration
+from magnus_cache._engine.codec.rows import is_row
 from magnus_cache._engine.codec.values import encode
 from magnus_cache.errors import CacheEncodeError
 
@@ -120,15 +121,21 @@ def _children(part: Any) -> list[_Children]:
 
 
 def _children_of_others(part: object, kind: type) -> list[_Children]:
-    """Return the fields of a named tuple that can be stored for its type, and the columns of a frame."""
+    """Return the fields of a named tuple that can be stored for its type, and the columns of a row and of a frame."""
+    columns: list[Any]
     fields = getattr(kind, "_fields", None)
     if isinstance(part, tuple) and isinstance(fields, tuple):
         names: list[Any] = list(fields)
         empty: Any = tuple.__new__(kind, [None] * len(names))
         return [_Children(list(part), lambda index: f".{names[index]}")] if _refused(empty) is None else []
+    if is_row(kind) and isinstance(part, Mapping | Sequence):
+        if isinstance(part, Mapping):
+            columns = list(part)
+            return [_Children([part[name] for name in columns], lambda index: f"[{_shown(columns[index])}]")]
+        return [_Children(list(part), lambda index: f"[{index}]")]
     if kind.__module__.partition(".")[0] == "pandas" and kind.__name__ == "DataFrame":
         frame: Any = part
-        columns: list[Any] = list(islice(frame.columns, _MOST_COLUMNS))
+        columns = list(islice(frame.columns, _MOST_COLUMNS))
         series = [frame.iloc[:, index] for index in range(len(columns))]
         return [_Children(series, lambda index: f"[{_shown(columns[index])}]")]
     return []

@@ -16,7 +16,7 @@ from magnus_cache._engine.codec.exact import preserve_bytearrays
 from magnus_cache._engine.codec.markers import expect, kind_of, marker
 from magnus_cache.errors import CacheDecodeError
 
-__all__ = ["ROW_KIND", "encode_row", "restore_row"]
+__all__ = ["ROW_KIND", "encode_row", "is_row", "restore_row"]
 
 ROW_KIND: Final = b"w"
 _ROW: Final = marker(ROW_KIND)
@@ -273,14 +273,24 @@ def _class_of(name: str) -> Any:
 
 def encode_row(value: Any, cls: type[Any]) -> list[Any] | None:
     """Return a row or range of a database library as a marked list, or None for anything else."""
+    name = _name_of(cls)
+    if name is None:
+        return None
+    parts = _KINDS[name].encode(value)
+    return None if parts is None else [name, *map(preserve_bytearrays, parts), _ROW]
+
+
+def is_row(cls: type[Any]) -> bool:
+    """Return whether a class is one of a database library's rows, ranges or the like."""
+    return _name_of(cls) is not None
+
+
+def _name_of(cls: type[Any]) -> str | None:
+    """Return the public name of a class that is in the table."""
     if cls.__module__.partition(".")[0] not in _LIBRARIES:
         return None
     # A look at the few classes of the same name: where a library defines them is its own business.
-    for name, kind in _KINDS.items():
-        if name.rpartition(".")[2] == cls.__name__ and _class_of(name) is cls:
-            parts = kind.encode(value)
-            return None if parts is None else [name, *map(preserve_bytearrays, parts), _ROW]
-    return None
+    return next((name for name in _KINDS if name.rpartition(".")[2] == cls.__name__ and _class_of(name) is cls), None)
 
 
 def restore_row(items: list[Any]) -> Any:

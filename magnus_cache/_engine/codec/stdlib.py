@@ -14,9 +14,10 @@ from typing import Any, Final
 from magnus_cache._engine.codec.exact import preserve_bytearrays
 from magnus_cache._engine.codec.hash_collisions import checked_update
 from magnus_cache._engine.codec.markers import Decoder, expect, marker
+from magnus_cache._engine.codec.zones import ZONE_TYPES, zone_items
 from magnus_cache.errors import CacheDecodeError, CacheEncodeError
 
-__all__ = ["IMMUTABLE", "STDLIB_ENCODERS", "STDLIB_RESTORERS"]
+__all__ = ["IMMUTABLE", "STDLIB_ENCODERS", "STDLIB_RESTORERS", "encode_zone"]
 
 _SMALL: Final = marker(b"e")
 _LARGE: Final = marker(b"o")
@@ -90,6 +91,12 @@ STDLIB_ENCODERS: Final[dict[type, Callable[[Any], list[Any]]]] = {
 """By exact type: the value as a marked list."""
 
 
+def encode_zone(value: Any, cls: type[Any]) -> list[Any] | None:
+    """Return a time zone of a library as a marked list, or None for anything else."""
+    items = zone_items(value, cls)
+    return None if items is None else [*items, _SMALL]
+
+
 def _fraction(numerator: Any, denominator: Any) -> Fraction:
     for part in (numerator, denominator):
         if expect(part, int).bit_length() > _FRACTION_BITS:
@@ -122,6 +129,7 @@ _SMALL_TYPES: Final[dict[str, Callable[..., Any]]] = {
     **{cls.__name__: _text_restorer(cls) for cls in _TEXTS},
     "Fraction": _fraction,
     "OrderedDict": _ordered,
+    **ZONE_TYPES,
 }
 _LARGE_TYPES: Final[dict[str, Callable[..., Any]]] = {
     "defaultdict": _defaultdict,

@@ -18,7 +18,7 @@ from magnus_cache._engine.codec.registry import (
     replaced,
 )
 from magnus_cache._engine.codec.rows import ROW_KIND, encode_row, restore_row
-from magnus_cache._engine.codec.stdlib import STDLIB_ENCODERS, STDLIB_RESTORERS
+from magnus_cache._engine.codec.stdlib import STDLIB_ENCODERS, STDLIB_RESTORERS, encode_zone
 
 __all__ = ["OTHER_RESTORERS", "RENEWAL", "Renewal", "changed_so_far", "encode_other"]
 
@@ -57,6 +57,8 @@ def encode_other(value: Any) -> list[Any] | None:
     encoder = STDLIB_ENCODERS.get(kind)
     if encoder is not None:
         return encoder(value)
+    if (zone := encode_zone(value, kind)) is not None:
+        return zone
     if (family := family_registration(kind)) is not None:
         return encode_registered(family, value)
     marked = encode_row(value, kind)

@@ -12,7 +12,7 @@ from django.core.cache import InvalidCacheBackendError
 from django.utils.module_loading import import_string
 
 from magnus_cache import CacheArgumentError, CacheSettings, CacheSettingsError, Namespace
-from magnus_cache._engine.policy.registry import default_registry
+from magnus_cache.integrations.engine import default_registry
 
 __all__ = ["NAMESPACE", "Configuration", "alias_of", "configuration_of", "frozen"]
 

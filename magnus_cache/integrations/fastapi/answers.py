@@ -27,8 +27,7 @@ from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 
-from magnus_cache import Lifetime
-from magnus_cache._engine.policy.calendars import CalendarTtl
+from magnus_cache import CalendarTtl, Lifetime
 from magnus_cache.errors import CacheArgumentError, CacheError, CacheTimeoutError
 from magnus_cache.freshness import FreshnessOptions
 from magnus_cache.integrations.fastapi.asking import (
@@ -45,6 +44,7 @@ from magnus_cache.integrations.fastapi.http_rules import (
     CREDENTIALS,
     RequestRules,
     ResponseRules,
+    entity_tag,
     is_not_modified,
     request_rules,
     response_rules,
@@ -196,8 +196,7 @@ class _Exchange:
         if not record.is_stored:
             return own or self._with(reply(record), record)
         life = await self.cache.lifetime(self.options.namespace, self.key)
-        modified = Headers(raw=list(record.headers)).get("last-modified")
-        is_current = record.status == 200 and is_not_modified(self.asked.request.headers, record.etag, modified)
+        is_current = self._is_current(record)
         if own is None or is_current:
             response = self._with(reply(record, unmodified=is_current, head=self.asked.method == "HEAD"), record)
             if own is not None:
@@ -209,6 +208,21 @@ class _Exchange:
             response.headers["age"] = str(int(life.age))
         self._say(response.headers, record, life)
         return response
+
+    def _is_current(self, record: Record) -> bool:
+        """Return whether the client has a stored response already."""
+        if record.status != 200:
+            return False
+        headers = self.asked.request.headers
+        if self._is_of_users:
+            # An ETag or a date that the endpoint has set may be another user's, too: one browser, two logins.
+            is_ours = record.etag == entity_tag(self.key, record.body)
+            return is_ours and is_not_modified(headers, record.etag, None)
+        return is_not_modified(headers, record.etag, Headers(raw=list(record.headers)).get("last-modified"))
+
+    @property
+    def _is_of_users(self) -> bool:
+        return self._varied.is_known or self.options.vary.is_of_users
 
     def _with(self, response: Response, record: Record) -> Response:
         if record.is_value:
@@ -225,8 +239,7 @@ class _Exchange:
             max_age = life.age + life.left
         if max_age is not None and "cache-control" not in headers:
             said = f"max-age={math.floor(max_age + 0.5)}" if max_age > 0 else "no-cache"
-            is_private = self._varied.is_known or self.options.vary.is_of_users
-            headers["cache-control"] = f"private, {said}" if is_private else said
+            headers["cache-control"] = f"private, {said}" if self._is_of_users else said
 
 
 async def answer(asked: Asked, options: Options, told: Declared, endpoint: Endpoint) -> Any:
@@ -238,7 +251,7 @@ async def answer(asked: Asked, options: Options, told: Declared, endpoint: Endpo
     rules = request_rules(asked.request.headers)
     if not _is_cacheable(asked) or rules.no_store:
         return await endpoint()
-    varied = await options.vary.of(asked.request, asked.solved, told.credentials)
+    varied = await options.vary.of(asked.request, asked.solved, told)
     if varied.is_exposed:
         return await _passed(asked, rules, endpoint)
     exchange = _Exchange(asked, options, varied, told)

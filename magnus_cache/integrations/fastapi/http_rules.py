@@ -10,6 +10,7 @@ from starlette.datastructures import Headers
 
 __all__ = [
     "CREDENTIALS",
+    "LIKELY_CREDENTIALS",
     "NEGOTIATION",
     "RequestRules",
     "ResponseRules",
@@ -19,6 +20,7 @@ __all__ = [
     "is_not_modified",
     "request_rules",
     "response_rules",
+    "selects_form",
 ]
 
 CREDENTIALS: Final = frozenset({"authorization", "cookie", "proxy-authorization"})
@@ -31,6 +33,31 @@ NEGOTIATION: Final = frozenset(
     }
 )  # fmt: skip
 """Request headers that say in which form the answer is wanted, and not who asks."""
+
+LIKELY_CREDENTIALS: Final = frozenset(
+    {
+        "api-key", "private-token", "x-access-token", "x-api-key", "x-auth-token", "x-csrf-token", "x-session-id",
+        "x-session-token", "x-xsrf-token",
+        # Whom a gateway has let pass.
+        "cf-access-jwt-assertion", "remote-user", "ssl-client-cert", "x-amzn-oidc-accesstoken", "x-amzn-oidc-data",
+        "x-amzn-oidc-identity", "x-auth-request-access-token", "x-auth-request-email", "x-auth-request-user",
+        "x-client-cert", "x-forwarded-client-cert", "x-forwarded-email", "x-forwarded-user",
+        "x-goog-authenticated-user-email", "x-goog-authenticated-user-id", "x-goog-iap-jwt-assertion",
+        "x-ms-client-principal", "x-ms-client-principal-id", "x-remote-user", "x-ssl-client-cert", "x-user",
+        "x-user-email", "x-user-id", "x-webauth-user",
+    }
+)  # fmt: skip
+"""Request headers that say who asks where a service or its gateway uses them. No declaration tells whether it does."""
+
+_OF_FORM: Final = ("accept-", "cloudfront-", "hx-", "if-", "sec-", "turbo-", "x-inertia", "x-up-")
+_WORDS_OF_FORM: Final = frozenset(
+    {
+        "build", "color", "colour", "country", "currency", "device", "dpr", "downlink", "ect", "encoding", "format",
+        "forwarded", "ipcountry", "lang", "language", "locale", "memory", "path", "pjax", "platform", "prefix", "port",
+        "proto", "protocol", "region", "release", "requested", "rtt", "scheme", "theme", "time", "timezone", "tz",
+        "variant", "version", "viewport",
+    }
+)  # fmt: skip
 
 _STORED: Final = frozenset({200, 203, 204, 300, 301, 308})
 """Status codes of responses that are stored: complete answers that stay as they are until they are invalidated."""
@@ -65,6 +92,16 @@ class ResponseRules(NamedTuple):
     refusal: str | None
     is_private: bool
     life: int | None
+
+
+def selects_form(name: str) -> bool:
+    """Return whether a request header seems to say in which form the answer is wanted, and not who asks.
+
+    :param name: in lower case.
+    """
+    if name in NEGOTIATION or name.startswith(_OF_FORM):
+        return True
+    return name not in LIKELY_CREDENTIALS and not _WORDS_OF_FORM.isdisjoint(name.split("-"))
 
 
 def request_rules(headers: Headers) -> RequestRules:

@@ -7,10 +7,9 @@ from fastapi import BackgroundTasks
 from starlette.requests import HTTPConnection
 from starlette.responses import Response
 
-from magnus_cache import Namespace
-from magnus_cache._engine.policy.calendars import Ttl, checked_ttl
-from magnus_cache._engine.runtime.durations import Duration, seconds
+from magnus_cache.errors import CacheArgumentError
 from magnus_cache.freshness import Freshness, FreshnessOptions
+from magnus_cache.integrations.engine import Duration, Ttl, checked_ttl, default_registry, seconds
 from magnus_cache.integrations.fastapi.answers import Endpoint, Options, answer
 from magnus_cache.integrations.fastapi.asking import AnyCache, AnyNames, Asked, check_cache, check_names
 from magnus_cache.integrations.fastapi.hooks import add_to_route, decorated, route_of, signature_of
@@ -115,8 +114,9 @@ def _options(
     check_names(tags, "tags")
     check_cache(cache)
     Freshness.of(freshness)
-    if not isinstance(namespace, Namespace):
-        Namespace(namespace)
+    if default_registry.resolve(namespace).audit:
+        problem = "audit: an endpoint is not called again once its request has ended; audit a function that it calls"
+        raise CacheArgumentError("namespace", problem)
     return Options(
         namespace, None if ttl is None else checked_ttl(ttl), Vary(vary), tags, version,
         None if max_age is None else seconds(max_age, "max_age", zero=True), cache, freshness,

@@ -11,7 +11,12 @@ from fastapi.security import APIKeyHeader
 from starlette.requests import HTTPConnection, Request
 
 from magnus_cache.errors import CacheArgumentError, CacheTypeError
-from magnus_cache.integrations.fastapi.http_rules import CREDENTIALS, NEGOTIATION
+from magnus_cache.integrations.fastapi.http_rules import (
+    CREDENTIALS,
+    LIKELY_CREDENTIALS,
+    NEGOTIATION,
+    selects_form,
+)
 
 __all__ = ["AnyVary", "Declared", "OfRequest", "Varied", "Vary", "declared", "header_parts", "is_signed_in"]
 
@@ -75,28 +80,30 @@ class Vary:
             else:
                 self._functions.append(each)
         self.headers = tuple(headers)
-        self._identities = tuple(name for name in headers if name not in NEGOTIATION | CREDENTIALS)
+        self._identities = tuple(name for name in headers if name not in CREDENTIALS and not selects_form(name))
         self.is_of_users = bool(
             self._functions or self.dependencies or self._identities or not CREDENTIALS.isdisjoint(headers)
         )
 
-    async def of(self, request: HTTPConnection, solved: dict[str, Any], keys: Iterable[str]) -> "Varied":
+    async def of(self, request: HTTPConnection, solved: dict[str, Any], told: Declared) -> "Varied":
         """Return what a request differs by.
 
-        A value of None says nothing: a header that is not there, or a dependency that knows no user.
+        A value of None or an empty text says nothing about who asks: a header that is not there, a dependency that
+        knows no user, or a cookie whose default is empty.
 
         :param solved: the results of the dependencies by parameter.
-        :param keys: further headers with credentials.
+        :param told: what the declaration of the endpoint tells.
         """
         found = [*[await _called(function, request) for function in self._functions], *solved.values()]
         who = [*(_header(request, name) for name in self._identities), *found]
-        given = {name for name in (*CREDENTIALS, *keys) if name in request.headers}
+        given = {name for name in (*CREDENTIALS, *told.credentials) if name in request.headers}
+        likely = LIKELY_CREDENTIALS.difference(self.headers, told.headers)
         # A credential that is part of the key covers itself only: a cookie beside it may be another user's.
-        is_known = any(each is not None for each in who) or (bool(given) and given <= set(self.headers))
+        is_known = any(each is not None and each != "" for each in who) or (bool(given) and given <= set(self.headers))
         return Varied(
             (*header_parts(request, self.headers), *_parts(found)),
             is_known,
-            not is_known and (bool(given) or is_signed_in(request)),
+            not is_known and (bool(given) or is_signed_in(request) or any(name in request.headers for name in likely)),
         )
 
 

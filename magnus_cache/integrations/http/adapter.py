@@ -12,6 +12,7 @@ from magnus_cache.integrations.http.blocking import BlockingExchange
 from magnus_cache.integrations.http.exchange import ORIGIN
 from magnus_cache.integrations.http.keys import Head
 from magnus_cache.integrations.http.options import HttpCacheOptions
+from magnus_cache.integrations.http.patience import patience_of
 from magnus_cache.integrations.models import library
 
 if TYPE_CHECKING:
@@ -81,7 +82,8 @@ class _Client:
         if (cert := options.get("cert")) is not None:
             # The certificate says who the user is, as a header would.
             fields.append(("client certificate", repr(cert)))
-        self.head = Head((request.method or "GET").upper(), str(request.url).partition("#")[0], fields)
+        url, patience = str(request.url).partition("#")[0], patience_of(options.get("timeout"))
+        self.head = Head((request.method or "GET").upper(), url, fields, patience)
 
     def body(self, limit: int) -> bytes | None:
         body = self.request.body

@@ -100,13 +100,19 @@ class AsyncCacheTransport(Transport):  # type: ignore[misc]  # see above
                 await left.aclose()
 
     async def _answered(self, request: Any, exchange: Exchange) -> Any:
-        for _ in range(_FORMS):
+        forms = 0
+        while forms < _FORMS:
             try:
                 got = await self._got(request, exchange)
             except Refused as refused:
                 if exchange.is_for_caller(refused):
                     raise
                 break
+            except Exception as error:
+                if exchange.asks_again(error):
+                    continue
+                raise
+            forms += 1
             if not isinstance(got, tuple):
                 return got
             answer = restored(got)
@@ -121,7 +127,7 @@ class AsyncCacheTransport(Transport):  # type: ignore[misc]  # see above
     async def _got(self, request: Any, exchange: Exchange) -> Any:
         """Return an answer as a tuple, of the cache or of a load; or the response itself, if this caller reads it."""
         call: Coroutine[Any, Any, Any] = self._manager.get_or_set(
-            self._policy.resolved, exchange.key, partial(self._fetch, request, exchange), exchange.life_of,
+            self._policy.resolved, exchange.key, partial(self._load, request, exchange), exchange.life_of,
             exchange.tags, skip_if=exchange.is_skipped, state_of=exchange.state_of, **exchange.options,
         )  # fmt: skip
         try:
@@ -205,6 +211,14 @@ class AsyncCacheTransport(Transport):  # type: ignore[misc]  # see above
                 await self._manager.invalidate_tags(*tags)
 
     # -- the load -----------------------------------------------------------------------------------------------
+
+    async def _load(self, request: Any, exchange: Exchange) -> tuple[Any, ...]:
+        """Do what `_fetch` does, for all who wait."""
+        try:
+            return await self._fetch(request, exchange)
+        except Exception as error:
+            exchange.failed(error)
+            raise
 
     async def _fetch(self, request: Any, exchange: Exchange) -> tuple[Any, ...]:
         """Ask the server, and return what to store. A response that is not stored is offered to the caller.

@@ -123,10 +123,11 @@ class BlockingExchange:
                 left.close()
 
     def _answered(self, client: Client, exchange: Exchange) -> Any:
-        for _ in range(_FORMS):
+        forms = 0
+        while forms < _FORMS:
             try:
                 got = self._manager.get_or_set(
-                    self.policy.resolved, exchange.key, partial(self._fetch, client, exchange), exchange.life_of,
+                    self.policy.resolved, exchange.key, partial(self._load, client, exchange), exchange.life_of,
                     exchange.tags, skip_if=exchange.is_skipped, state_of=exchange.state_of, **exchange.options,
                 )  # fmt: skip
             except Refused as refused:
@@ -134,8 +135,11 @@ class BlockingExchange:
                     raise
                 break
             except Exception as error:  # noqa: BLE001  # raised again
+                if exchange.asks_again(error):
+                    continue
                 # No variable for it: a frame that refers to its own error is freed late, with the connection.
                 raise own_error(error, client.request)  # noqa: B904  # it says itself where it comes from
+            forms += 1
             live, answer = exchange.take(), restored(got)
             if live is not None:
                 return live.response()
@@ -185,6 +189,14 @@ class BlockingExchange:
         if tags:
             with contextlib.suppress(CacheUnavailableError):
                 self._manager.invalidate_tags(*tags)
+
+    def _load(self, client: Client, exchange: Exchange) -> tuple[Any, ...]:
+        """Do what `_fetch` does, for all who wait."""
+        try:
+            return self._fetch(client, exchange)
+        except Exception as error:
+            exchange.failed(error)
+            raise
 
     def _fetch(self, client: Client, exchange: Exchange) -> tuple[Any, ...]:
         """Ask the server, and return what to store. A response that is not stored is offered to the caller.

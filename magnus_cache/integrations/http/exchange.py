@@ -34,6 +34,7 @@ from magnus_cache.integrations.http.keys import (
     variant_of,
 )
 from magnus_cache.integrations.http.options import SAFE, Policy
+from magnus_cache.integrations.http.patience import outlasts, signed
 
 __all__ = ["ORIGIN", "Exchange", "Step", "Way", "invalidated_by", "is_complete", "wall_clock", "way_of"]
 
@@ -151,6 +152,7 @@ class Exchange:
         self._fetched: dict[bytes, str] = {}
         self._lock = threading.Lock()
         self.waits = True
+        self._has_failed = self._has_asked_again = False
         self._live: Any = None
         self.on_offer: Callable[[], object] | None = None
 
@@ -364,6 +366,18 @@ class Exchange:
             self.waits = False
             live, self._live = self._live, None
             return live
+
+    def failed(self, error: Exception) -> None:
+        """Note that the load of this caller raised an error, which those who wait get as well."""
+        self._has_failed = True
+        signed(error, self.head.patience)
+
+    def asks_again(self, error: Exception) -> bool:
+        """Return whether to ask once more after an error: the request of a caller with shorter timeouts timed out."""
+        if self._has_failed or self._has_asked_again or not outlasts(self.head.patience, error):
+            return False
+        self._has_asked_again = True
+        return True
 
     def paused(self, stored: object, left: float | None) -> Refused | None:
         """Return the error for a server that asked to be left alone; None if it did not.

@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 
 from magnus_cache.integrations.http.fields import Fields, value_of
 from magnus_cache.integrations.http.options import Policy
+from magnus_cache.integrations.http.patience import ENDLESS, Patience
 
 __all__ = [
     "Head",
@@ -61,11 +62,13 @@ class Head(NamedTuple):
 
     :ivar method: in capitals.
     :ivar url: without a fragment.
+    :ivar patience: the timeouts of its caller.
     """
 
     method: str
     url: str
     fields: Fields
+    patience: Patience = ENDLESS
 
 
 def address_of(url: str) -> str:

@@ -6,8 +6,7 @@ from hashlib import blake2b
 from typing import Any, Final, TypedDict
 
 from magnus_cache import CacheArgumentError, CacheTypeError, Namespace
-from magnus_cache._engine.policy.registry import default_registry
-from magnus_cache._engine.runtime.durations import Duration, seconds
+from magnus_cache.integrations.engine import Duration, default_registry, seconds
 
 __all__ = ["SAFE", "HttpCacheOptions", "Policy", "Rule"]
 

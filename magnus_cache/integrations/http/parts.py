@@ -8,6 +8,7 @@ from magnus_cache import AsyncCacheManager, CacheError, CacheManager, CacheTypeE
 from magnus_cache.integrations.http.answers import Answer, made
 from magnus_cache.integrations.http.exchange import ORIGIN
 from magnus_cache.integrations.http.keys import Head
+from magnus_cache.integrations.http.patience import patience_of
 
 __all__ = [
     "answer_of", "chosen", "conditional", "head_of", "is_bounded", "is_framed", "library_of", "marked", "own_error",
@@ -42,7 +43,8 @@ def library_of(request: object) -> Any:
 def head_of(request: Any) -> Head:
     """Return the head of a request."""
     fields = [(name.decode("latin-1").lower(), value.decode("latin-1")) for name, value in request.headers.raw]
-    return Head(request.method.upper(), str(request.url).partition("#")[0], fields)
+    patience = patience_of(request.extensions.get("timeout"))
+    return Head(request.method.upper(), str(request.url).partition("#")[0], fields, patience)
 
 
 def is_bounded(request: Any, limit: int) -> bool:

@@ -31,10 +31,11 @@ class LLMCache:
     :param prices: an `LLMPrice` for each model, to count what calls cost and what hits save.
     :param skip_if: called with a reply, or with the list of the chunks of a stream; if it returns true, that is not
         stored. See `is_unfinished`.
-    :param exclude: names of parameters that are not part of the key. The API key, timeouts, retries and headers never
-        are, except the headers of an organization, a project or a beta.
-    :param scope: a value that is part of every key, such as the URL of the service. The base URL, the organization and
-        the project of a client of openai or anthropic are part of it anyway.
+    :param exclude: names of parameters and headers that are not part of the key. Credentials, timeouts, retries, the
+        user agent and the usual headers that name a call or its trace never are. ``"extra_headers"`` leaves out all
+        headers of calls, ``"default_headers"`` those of the client.
+    :param scope: a value that is part of every key, such as the URL of the service. The base URL, the organization, the
+        project and the default headers and query of a client of openai or anthropic are part of it anyway.
     :param most_chunks: how many chunks of a stream are collected at most. A longer one passes through, and is not
         stored.
     :param freshness: options that replace those of the namespace's policy, such as ``grace``; see `Freshness`.

@@ -9,8 +9,8 @@ from importlib import import_module
 from typing import Any, Final
 
 from magnus_cache import CacheArgumentError, CacheTypeError
+from magnus_cache.integrations.llm.clients import address_of, client_of, headers_in_key
 from magnus_cache.integrations.llm.keys import DEEPEST, digest_of, is_unset
-from magnus_cache.integrations.llm.prices import field_of
 
 __all__ = ["NOT_IN_KEYS", "Request", "RequestMaker"]
 
@@ -18,14 +18,8 @@ NOT_IN_KEYS: Final = frozenset({
     "api_key", "default_headers", "extra_headers", "headers", "http_client", "max_retries", "num_retries", "timeout",
     "request_timeout", "user_agent",
 })  # fmt: skip
-"""Parameters that say how to reach a service, and not what to ask it."""
+"""Parameters that say how to reach a service, and not what to ask it. Of headers, see `headers_in_key`."""
 
-_HEADERS_IN_KEYS: Final = frozenset({
-    "anthropic-beta", "anthropic-version", "openai-beta", "openai-organization", "openai-project",
-})  # fmt: skip
-"""Headers that change what is asked, or who asks."""
-
-_ADDRESS: Final = ("base_url", "organization", "project")
 _REGISTRATIONS: Final = frozenset({"openai", "anthropic"})
 _PLAIN: Final = re.compile(r"[\w.:/@+-]{1,64}")
 
@@ -59,18 +53,19 @@ class Request:
 class RequestMaker:
     """Makes requests.
 
-    :param exclude: names of further parameters that are not part of keys.
+    :param exclude: names of further parameters and headers that are not part of keys.
     :param scope: a value that is part of every key.
     :raises CacheTypeError: for names that are no collection of text, and a scope that cannot be part of a key.
     """
 
-    __slots__ = ("_excluded", "_scope")
+    __slots__ = ("_excluded", "_headers", "_scope")
 
     def __init__(self, exclude: Iterable[str], scope: Any) -> None:
         names = [exclude] if isinstance(exclude, str) else list(exclude)
         if not all(isinstance(name, str) for name in names):
             raise CacheTypeError("exclude", "give the names of parameters")
         self._excluded = NOT_IN_KEYS.union(names)
+        self._headers = frozenset(name.lower() for name in names)
         digest_of(scope, "scope")
         self._scope = scope
 
@@ -92,8 +87,9 @@ class RequestMaker:
         _register_types(function)
         asked = {name: value for name, value in arguments.items() if name not in self._excluded}
         asked = {name: value for name, value in asked.items() if not is_unset(value)}
-        headers = _headers_in_key(arguments)
-        parts = (_identity(function, scoped=self._scope is not None), self._scope, headers)
+        client = client_of(function)
+        headers = headers_in_key(client, arguments, self._headers)
+        parts = (_identity(function, client, scoped=self._scope is not None), self._scope, headers)
         number = None if _is_exact(asked) else int(sample)
         digest = digest_of([digest_of(list(parts), "scope"), digest_of(asked, "request"), number])
         model = asked.get("model")
@@ -132,14 +128,7 @@ def _is_stream(function: Callable[..., Any], arguments: Mapping[str, Any]) -> bo
     return bool(stream) and not is_unset(stream)
 
 
-def _headers_in_key(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    headers = arguments.get("extra_headers") or arguments.get("headers")
-    if not isinstance(headers, Mapping):
-        return {}
-    return {name.lower(): value for name, value in headers.items() if str(name).lower() in _HEADERS_IN_KEYS}
-
-
-def _identity(function: Any, *, scoped: bool) -> list[Any]:
+def _identity(function: Any, client: Any, *, scoped: bool) -> list[Any]:
     """Return what tells a function, and the service that it asks, from others.
 
     :param scoped: whether the program says itself what does.
@@ -147,8 +136,7 @@ def _identity(function: Any, *, scoped: bool) -> list[Any]:
     """
     inner = inspect.unwrap(function)
     module, name = getattr(inner, "__module__", None), getattr(inner, "__qualname__", None)
-    owner = getattr(function, "__self__", None)
-    address = _address(owner)
+    address = None if client is None else address_of(client)
     if not scoped and address is None and not _is_importable(function, module, name):
         problem = "only its name tells it from others; give LLMCache a scope= that says what it asks, such as a URL"
         raise CacheArgumentError("function", problem)
@@ -162,18 +150,6 @@ def _is_importable(function: Any, module: Any, name: Any) -> bool:
         found = getattr(found, part, None)
     # A method of a class is equal to itself; one of an instance is not found, as that may have settings of its own.
     return found is not None and found == function
-
-
-def _address(owner: Any) -> list[str | None] | None:
-    """Return where the client of a method sends its requests, and for whom; None if it is no such client."""
-    for client in (owner, getattr(owner, "_client", None)):
-        if client is not None and (url := getattr(client, "base_url", None)) is not None:
-            return [str(url), *(_text(field_of(client, name)) for name in _ADDRESS[1:])]
-    return None
-
-
-def _text(value: object) -> str | None:
-    return value if isinstance(value, str) else None
 
 
 def _register_types(function: Any) -> None:

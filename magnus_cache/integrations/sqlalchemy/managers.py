@@ -11,9 +11,9 @@ from typing import Any, Protocol
 from sqlalchemy.exc import MissingGreenlet
 from sqlalchemy.util import await_only
 
-from magnus_cache import CacheError, CacheManager
+from magnus_cache import CacheArgumentError, CacheError, CacheManager, Namespace
 
-__all__ = ["Awaited", "Blocking", "LeftError", "Manager"]
+__all__ = ["Awaited", "Blocking", "LeftError", "Manager", "checked_policy"]
 
 
 class LeftError(CacheError):
@@ -122,3 +122,20 @@ class Awaited:
 
 async def _first_of(*waited: "asyncio.Future[Any]") -> None:
     await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
+
+
+def checked_policy(namespace: Namespace) -> Namespace:
+    """Return a namespace.
+
+    :raises CacheArgumentError: for a policy by which loads run without the caller whose connection they need.
+    """
+    asked = [
+        name
+        for name in ("grace", "soft_timeout", "hard_timeout", "early", "negative", "audit")
+        if getattr(namespace, name) != Namespace.DEFAULTS[name]
+    ]
+    if asked:
+        raise CacheArgumentError(
+            "namespace", f"{', '.join(asked)}: loads in the background have no connection, so these cannot be used here"
+        )
+    return namespace

@@ -18,11 +18,11 @@ from magnus_cache import (
     CacheError,
     CacheManager,
     CacheTypeError,
-    Namespace,
     get_cache_manager,
 )
+from magnus_cache.integrations.engine import default_registry
 from magnus_cache.integrations.sqlalchemy.connections import Transaction, Watch
-from magnus_cache.integrations.sqlalchemy.managers import Awaited, Blocking, LeftError, Manager
+from magnus_cache.integrations.sqlalchemy.managers import Awaited, Blocking, LeftError, Manager, checked_policy
 from magnus_cache.integrations.sqlalchemy.results import Stored, check_columns, restored, stored
 from magnus_cache.integrations.sqlalchemy.statements import Database, Plan, planned
 from magnus_cache.integrations.sqlalchemy.tables import Tags
@@ -95,9 +95,8 @@ class QueryCache:
     ) -> None:
         if not isinstance(cache, CacheManager | AsyncCacheManager | None):
             raise CacheTypeError("cache", f"it is a CacheManager or None, not {type(cache).__name__}")
-        if isinstance(namespace, Namespace):
-            _check_policy(namespace)
         self._namespace = namespace
+        self._policy = checked_policy(default_registry.resolve(namespace))
         manager = get_cache_manager() if cache is None else cache.sync
         self._manager = manager.aio
         self._blocking: Manager = Blocking(manager)
@@ -195,9 +194,7 @@ class QueryCache:
         call = _Call(state.statement, state.parameters, execute, state.execution_options, **more)
         return self._of_session(state.session, call, state.bind_arguments)
 
-    def _of_session(
-        self, session: Session, call: _Call, bound: Mapping[str, Any] | None = None
-    ) -> Result[Any]:  # fmt: skip
+    def _of_session(self, session: Session, call: _Call, bound: Mapping[str, Any] | None = None) -> Result[Any]:
         """Return the result of a call.
 
         :param bound: the session's ``bind_arguments``, from a listener: what came before it has had its say.
@@ -280,6 +277,10 @@ class QueryCache:
 
     def _load(self, cache: Manager, key: str, run: Callable[[], Stored], **options: Any) -> Stored | None:
         """Return what is stored of a result; None if this caller has to execute the statement alone."""
+        policy = default_registry.resolve(self._namespace)
+        if policy is not self._policy:
+            # It was registered after this object was made.
+            self._policy = checked_policy(policy)
         own: list[Exception] = []
 
         def load() -> Stored:
@@ -405,19 +406,6 @@ def _is_aged(connection: Connection, transaction: Transaction, database: Databas
         driver: Any = connection.connection.driver_connection
         return bool(driver.in_transaction)
     return transaction.used and name not in _CURRENT
-
-
-def _check_policy(namespace: Namespace) -> None:
-    """:raises CacheArgumentError: for a policy by which loads run without the caller whose connection they need."""
-    asked = [
-        name
-        for name in ("grace", "soft_timeout", "hard_timeout", "early", "negative")
-        if getattr(namespace, name) != Namespace.DEFAULTS[name]
-    ]
-    if asked:
-        raise CacheArgumentError(
-            "namespace", f"{', '.join(asked)}: loads in the background have no connection, so these cannot be used here"
-        )
 
 
 def _is_statement(statement: Any) -> bool:

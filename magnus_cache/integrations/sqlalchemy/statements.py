@@ -17,7 +17,7 @@ from sqlalchemy.types import TypeDecorator
 from sqlalchemy.util import LRUCache, get_cls_kwargs
 
 from magnus_cache import CacheArgumentError, register_type
-from magnus_cache._engine.keys.canonical import canonical
+from magnus_cache.integrations.engine import canonical
 from magnus_cache.integrations.sqlalchemy.tables import SchemaMap, found_in, is_read
 
 __all__ = ["Database", "Plan", "planned"]
