@@ -13,7 +13,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from magnus_cache import AsyncCacheManager, AuditReport, AuditRow, CacheArgumentError, CacheManager, Namespace
+from magnus_cache import (
+    AsyncCacheManager,
+    AuditReport,
+    AuditRow,
+    CacheArgumentError,
+    CacheManager,
+    Namespace,
+    RetryLater,
+)
 from magnus_cache._engine.api.audit_report import report_of, wilson_upper
 from magnus_cache._engine.loading.audits import is_same
 from magnus_cache._engine.policy.audits import Sampler
@@ -156,6 +164,9 @@ async def test_what_a_batch_loader_fails_to_load_has_failed(url: str) -> None:
         await wait_until_async(checked(cache, 1))
         (row,) = (await cache.audit_report("t")).rows
         assert (row.checked, row.failed) == (0, 1)
+        for answer in (1, RetryLater(30)):
+            await cache.get_or_set_many(ALL, ["other"], lambda keys, answer=answer: {"other": answer})  # type: ignore[misc]
+        await wait_until_async(lambda: state_of(cache).stats.of("t").pauses == 1)
 
 
 async def test_hits_in_redis_under_a_policy_are_audited(url: str) -> None:
