@@ -21,11 +21,21 @@ def main() -> None:
         def audited(ticker: str) -> float:
             return float(len(ticker))
 
-        plain("AAPL"), audited("AAPL")
+        @cache.cached_many("t", ttl="1h")
+        def many(keys: list[int]) -> dict[int, float]:
+            return dict.fromkeys(keys, 1.0)
+
+        @cache.cached_many("t", ttl="1h", audit=0.001)
+        def many_audited(keys: list[int]) -> dict[int, float]:
+            return dict.fromkeys(keys, 1.0)
+
+        keys = list(range(100))
         found = measured({"plain": lambda: plain("AAPL"), "audited": lambda: audited("AAPL")})
+        found |= measured({"100 keys": lambda: many(keys), "100 keys, audited": lambda: many_audited(keys)}, 100)
     for kind, nanos in found.items():
-        print(f"{kind:10} {nanos:8.0f} ns")
+        print(f"{kind:20} {nanos:8.0f} ns")
     print(f"audited / plain {found['audited'] / found['plain']:.3f}")
+    print(f"audited / plain, 100 keys {found['100 keys, audited'] / found['100 keys']:.3f}")
 
 
 if __name__ == "__main__":

@@ -44,15 +44,15 @@ def main() -> None:
     print(f"f.stamped / f            {found['f.stamped(...)'] / found['f(...)']:.1f}")
 
 
-def measured(calls: dict[str, Callable[[], object]]) -> dict[str, float]:
+def measured(calls: dict[str, Callable[[], object]], count: int = _CALLS) -> dict[str, float]:
     """Return the nanoseconds of each call: the best of interleaved rounds."""
     rounds: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(_ROUNDS):
         for name, call in calls.items():
             began = time.perf_counter_ns()
-            for _ in range(_CALLS):
+            for _ in range(count):
                 call()
-            rounds[name].append((time.perf_counter_ns() - began) / _CALLS)
+            rounds[name].append((time.perf_counter_ns() - began) / count)
     return {name: min(nanos) for name, nanos in rounds.items()}
 
 

@@ -1,4 +1,4 @@
-"""`run_demo` and its steps: workloads before and after, a stampede, a closing bell, the bill, an outage of Redis."""
+"""`run_demo` and its steps: workloads before and after, a stampede, and then each of the others in turn."""
 
 import asyncio
 import statistics
@@ -15,6 +15,7 @@ from magnus_cache.demo.broker import rate_limited_broker
 from magnus_cache.demo.closing_bell import closing_bell
 from magnus_cache.demo.console import Console, Row, summary, table
 from magnus_cache.demo.environment import Context, Environment, open_environment
+from magnus_cache.demo.fresh_prices import changed_prices, price_with_an_age, warm_prices, what_if
 from magnus_cache.demo.service import RATE_LIMIT, RateLimitedError
 from magnus_cache.demo.workloads import WORKLOADS, Callers, Timed, both_kinds
 from magnus_cache.embedded import EmbeddedServer
@@ -74,9 +75,13 @@ async def _steps(environment: Environment, console: Console) -> None:
         await _statistics(context)
         await the_bill(context)
         await rate_limited_broker(context)
+        await price_with_an_age(context)
+        await changed_prices(context)
+        await what_if(context)
         if environment.server is None:
             await _without_redis(context)
         else:
+            await warm_prices(context)
             await _redis_stops(context, environment.server)
             await _redis_comes_back(context, environment.server)
 

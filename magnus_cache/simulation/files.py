@@ -25,6 +25,7 @@ from magnus_cache._engine.runtime.access_format import (
 __all__ = ["Process", "RecordingError", "Row", "read_processes"]
 
 _HEADER: Final = ("process", "number", "share", "group", "redis", "default_ttl", "l1_max_entries", "l1_max_bytes")
+_PART: Final = 2**20
 _KINDS: Final = {int(kind) for kind in Kind}
 _DETAILED: Final = {int(kind) for kind in DETAILED}
 
@@ -41,6 +42,10 @@ class Row(NamedTuple):
     source: int
     key: int | None
     detail: Any
+
+
+_Part = tuple[int, Mapping[str, Any], Path, list[dict[str, Any]], bool]
+"""A file: its number, its header, where it is, its other blocks, and whether it ends in the midst of one."""
 
 
 @dataclass
@@ -71,14 +76,17 @@ def read_processes(paths: Iterable[str | PathLike[str]]) -> list[Process]:
     :param paths: folders, of which all recordings are read, and single files.
     :raises RecordingError: for what is no recording, or one of another version, and if there is no access in them.
     """
-    found: dict[str, list[tuple[int, Mapping[str, Any], Path, list[dict[str, Any]], bool]]] = {}
+    found: dict[str, dict[int, _Part]] = {}
     for path in _files(paths):
         blocks, cut = _blocks(path)
         if not blocks:
             continue  # the process was killed before its first block was whole
         header = _header(path, blocks[0])
-        found.setdefault(header["process"], []).append((header["number"], header, path, blocks[1:], cut))
-    processes = [_process(files) for _, files in sorted(found.items())]
+        parts, number = found.setdefault(header["process"], {}), header["number"]
+        # A file that was given twice, or copied while it was written, counts once: as far as the longest copy goes.
+        if number not in parts or len(parts[number][3]) < len(blocks) - 1:
+            parts[number] = number, header, path, blocks[1:], cut
+    processes = [_process(list(parts.values())) for _, parts in sorted(found.items())]
     processes = [process for process in processes if process.rows]
     if not processes:
         raise RecordingError(
@@ -109,6 +117,8 @@ def _blocks(path: Path) -> tuple[list[dict[str, Any]], bool]:
     try:
         with path.open("rb") as file:
             while head := file.read(FRAME.size):
+                if not head.strip(b"\0") and not any(part.strip(b"\0") for part in iter(lambda: file.read(_PART), b"")):
+                    return blocks, True  # as a file system leaves it when the power fails
                 if not MAGIC.startswith(head[: len(MAGIC)]):
                     raise RecordingError(f"{path}: this is no recording of accesses, or it is damaged")
                 if len(head) < FRAME.size:
@@ -146,7 +156,7 @@ def _header(path: Path, header: Mapping[str, Any]) -> Mapping[str, Any]:
     return header
 
 
-def _process(files: list[tuple[int, Mapping[str, Any], Path, list[dict[str, Any]], bool]]) -> Process:
+def _process(files: list[_Part]) -> Process:
     files.sort(key=lambda file: file[0])
     process = Process(files[0][1])
     blocks: list[tuple[Path, dict[str, Any]]] = []

@@ -2,9 +2,12 @@
 
 from typing import Any, Final
 
+from magnus_cache._engine.api.search import Search
 from magnus_cache._engine.loading import stale
 from magnus_cache._engine.loading.loads import Loads
 from magnus_cache._engine.loading.stale import StalePolicy
+from magnus_cache._engine.store import atomic_memory
+from magnus_cache._engine.store.atomic_writes import AtomicWrites
 from magnus_cache._engine.store.lifetimes import Lifetimes
 from magnus_cache._engine.store.stamps import Note
 from tests.support.guards import guard, put, rewrite
@@ -57,3 +60,18 @@ def without_the_moment_of_a_batchs_own_load() -> None:
 @guard(f"{HERE}::test_what_is_never_in_memory_is_a_hit_for_blocking_callers_too")
 def without_an_entry_for_stamps_of_what_is_far() -> None:
     put(stale, "_with_entry", lambda request: request)
+
+
+@guard(f"{HERE}::test_a_counter_stays_as_old_as_it_is")
+def without_the_age_of_a_counter_in_memory() -> None:
+    put(atomic_memory.Found, "as_old", lambda found: found)
+
+
+@guard(f"{HERE}::test_a_counter_stays_as_old_as_it_is")
+def without_the_age_of_a_counter_that_is_replaced() -> None:
+    rewrite(AtomicWrites._replaced, "epoch=stored.epoch, began=began", "epoch=stored.epoch")
+
+
+@guard(f"{HERE}::test_what_is_served_stale_in_an_outage_is_noted_before_it_is_gone")
+def without_a_note_of_what_is_served_stale_in_an_outage() -> None:
+    rewrite(Search._stale_of, "if entry is None and self.notes is not None:", "if False:")

@@ -1,6 +1,7 @@
 """Stamped reads: when a value's load began, how old it is, and where it came from."""
 
 import asyncio
+import base64
 import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +21,9 @@ from magnus_cache import (
     Stamped,
     current_load,
 )
+from magnus_cache._engine.api.search import Search
+from magnus_cache._engine.store.records import MISS
+from magnus_cache.events import CacheEvent, StaleServed
 from magnus_cache.testing import EmbeddedCluster, Proxy, virtual_clock
 from tests.support.groups import cache_of
 from tests.support.inside import state_of
@@ -357,6 +361,58 @@ async def test_of_a_counter_it_is_when_it_was_created(url: str) -> None:
         assert first is not None
         assert second is not None
         assert (second.value, second.as_of) == (2, first.as_of)
+
+
+@pytest.mark.parametrize("kind", ["alone", "local", "sealed", "large"])
+async def test_a_counter_stays_as_old_as_it_is(url: str, kind: str) -> None:
+    """Also where its number is replaced by another value: in memory, sealed, and too large for Redis to count."""
+    namespace = Namespace("t", local=kind == "local", seal=kind == "sealed")
+    settings: dict[str, Any] = {"redis_enabled": False} if kind == "alone" else {"redis_url": url}
+    if kind == "sealed":
+        settings["seal_keys"] = "a:" + base64.b64encode(bytes(32)).decode()
+    with virtual_clock() as clock:
+        async with AsyncCacheManager(**settings) as cache:
+            await cache.incr(namespace, "n", initial=2**60 if kind == "large" else 0, ttl=3600)
+            first = await cache.get(namespace, "n", stamped=True)
+            clock.advance(30)
+            await cache.incr(namespace, "n")
+            second = await cache.get(namespace, "n", stamped=True)
+            assert first is not None
+            assert second is not None
+            assert (second.value, second.as_of) == (first.value + 1, first.as_of)
+            assert second.age >= 30
+
+
+async def test_what_is_served_stale_in_an_outage_is_noted_before_it_is_gone(
+    proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was not found at first, as Redis seemed to be there. Its stamp is its own, whatever becomes of it later."""
+    quotes = Namespace("t", ttl=60, grace=3600)
+    with virtual_clock() as clock:
+        async with AsyncCacheManager(redis_url=f"redis://127.0.0.1:{proxy.port}", op_timeout=0.2) as cache:
+
+            def failing(keys: Sequence[str]) -> Mapping[str, str]:
+                raise OSError
+
+            first = await cache.get_or_set_many(quotes, ["a"], lambda keys: {"a": 1}, stamped=True)
+            proxy.refuse()
+            proxy.cut()
+            await wait_until_async(lambda: not state_of(cache).reachable)
+            clock.advance(100)
+            found = Search.found
+
+            def not_yet_away(search: Search, item: Any, _entry: Any, _value: Any, *, near: bool) -> None:
+                found(search, item, None, MISS, near=near)
+
+            def gone(event: CacheEvent) -> None:
+                if isinstance(event, StaleServed):
+                    state_of(cache).memory.clear()
+
+            monkeypatch.setattr(Search, "found", not_yet_away)
+            cache.observe(gone)
+            away = await cache.get_or_set_many(quotes, ["a"], failing, stamped=True)
+            assert (away["a"].as_of, away["a"].level, away["a"].stale) == (first["a"].as_of, "l1", True)
+            assert away["a"].age >= 100
 
 
 @given(st.lists(st.tuples(st.sampled_from(["set", "touch", "advance", "load"]), st.integers(1, 40)), max_size=8))

@@ -7,8 +7,8 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import chdir, contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,6 +16,7 @@ import redis
 
 from magnus_cache import CacheManager
 from magnus_cache.embedded import EmbeddedServer
+from tests.dashboard.drawings import DRAWINGS, drawn, record_quotes
 from tests.support.dashboards import browser, busy_history, dashboard
 from tests.support.programs import ROOT
 from tests.support.terminal_pictures import screen_of
@@ -113,16 +114,40 @@ def save_terminal(chromium: Any, name: str, shown: str) -> None:
     page.close()
 
 
-def _save(png: bytes, name: str) -> None:
+def _save(png: bytes, name: str, colours: int = 256) -> None:
     from PIL import Image
 
     with Image.open(io.BytesIO(png)) as picture:
-        small = picture.convert("RGB").quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+        small = picture.convert("RGB").quantize(colours, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
         small.save(FOLDER / f"{name}.png", optimize=True)
 
 
-def main() -> None:
+def main(wanted: Sequence[str]) -> None:
+    """Make all pictures, or those of some names, of which `programs` is all that show the dashboard and Redis."""
     FOLDER.mkdir(exist_ok=True)
+    wanted = wanted or ("programs", "simulate", *DRAWINGS)
+    if "programs" in wanted:
+        programs()
+    for name in DRAWINGS:
+        if name in wanted:
+            with EmbeddedServer() as server:
+                _save(drawn(name, server.url), name, colours=32)
+    if "simulate" in wanted:
+        simulation()
+    for path in sorted(FOLDER.glob("*.png")):
+        print(f"{path.relative_to(ROOT)}: {path.stat().st_size / 1000:.0f} kB")
+
+
+def simulation() -> None:
+    """Save a picture of the simulation of an hour of accesses."""
+    with tempfile.TemporaryDirectory() as folder, chdir(folder), browser() as chromium:
+        record_quotes(Path("day"))
+        command = ("simulate", "day", "--ttl", "30s,1m,5m,1h", "--cost", "0.001")
+        save_terminal(chromium, "simulate", screen_of(command, "", columns=104))
+
+
+def programs() -> None:
+    """Save the pictures of the dashboard and of commands that show a Redis."""
     os.environ["MAGNUS_CACHE_CURRENCY"] = "$"
     with (
         tempfile.TemporaryDirectory() as folder,
@@ -159,9 +184,7 @@ def main() -> None:
             page.get_by_text(re.compile(r"Redis has been away for 1\d s")).first.wait_for()
             save(page, "away")
             server.start()
-    for path in sorted(FOLDER.glob("*.png")):
-        print(f"{path.relative_to(ROOT)}: {path.stat().st_size / 1000:.0f} kB")
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

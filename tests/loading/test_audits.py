@@ -8,11 +8,20 @@ from random import Random
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from magnus_cache import AsyncCacheManager, AuditReport, AuditRow, CacheArgumentError, CacheManager, Namespace
+from magnus_cache import (
+    AsyncCacheManager,
+    AuditReport,
+    AuditRow,
+    CacheArgumentError,
+    CacheManager,
+    Namespace,
+    RetryLater,
+)
 from magnus_cache._engine.api.audit_report import report_of, wilson_upper
 from magnus_cache._engine.loading.audits import is_same
 from magnus_cache._engine.policy.audits import Sampler
@@ -100,6 +109,92 @@ async def test_hits_in_redis_are_audited(url: str) -> None:
         assert await cache.get_or_set(far, "k", lambda: 1) == 1
         assert await cache.get_or_set(far, "k", lambda: 1) == 1
         await wait_until_async(checked(cache, 1))
+
+
+@pytest.mark.parametrize("l1", [True, False])
+async def test_hits_of_batches_are_audited(url: str, l1: bool) -> None:
+    """Each key by a call of the batch loader with this key alone. One that the source has no more is wrong."""
+    namespace, source, calls = Namespace("t", ttl="1h", audit=1, l1=l1), {1: 1, 2: 2, 3: 3}, list[list[int]]()
+
+    def load(keys: list[int]) -> dict[int, int]:
+        calls.append(keys)
+        return {key: source[key] for key in keys if key in source}
+
+    async with AsyncCacheManager(redis_url=url) as cache:
+
+        @cache.cached_many(namespace)
+        async def f(keys: list[int]) -> dict[int, int]:
+            return load(keys)
+
+        cached = dict(source)
+        assert await cache.get_or_set_many(namespace, [1, 2, 3], load) == await f([1, 2, 3]) == cached
+        source[2] = 20
+        del source[3]
+        calls.clear()
+        assert await cache.get_or_set_many(namespace, [1, 2, 3], load) == await f([1, 2, 3]) == cached
+        await wait_until_async(checked(cache, 6))
+        assert sorted(calls) == [[1], [1], [2], [2], [3], [3]]
+        report = await cache.audit_report("t")
+        assert (report.checked, report.wrong) == (6, 4)
+
+
+def test_hits_of_batches_in_blocking_code_are_audited(url: str) -> None:
+    with CacheManager(redis_url=url) as cache:
+
+        @cache.cached_many("t", "1h", audit=1)
+        def f(keys: list[int]) -> dict[int, int]:
+            return {key: next(numbers) for key in keys}
+
+        @cache.cached_many("t", "1h")
+        def silent(keys: list[int]) -> dict[int, int]:
+            return {key: next(numbers) for key in keys}
+
+        numbers = iter(range(100))
+        assert f([1, 2]) == f([1, 2]) == {1: 0, 2: 1}
+        assert silent([1]) == silent([1])
+        wait_until(checked(cache, 2))
+        report = cache.audit_report("t")
+        assert (sum(row.hits for row in report.rows), report.checked, report.wrong) == (2, 2, 2)
+
+
+async def test_what_a_batch_loader_fails_to_load_has_failed(url: str) -> None:
+    async with AsyncCacheManager(redis_url=url) as cache:
+        for answer in (1, OSError()):
+            await cache.get_or_set_many(ALL, ["k"], lambda keys, answer=answer: {"k": answer})  # type: ignore[misc]
+        await wait_until_async(checked(cache, 1))
+        (row,) = (await cache.audit_report("t")).rows
+        assert (row.checked, row.failed) == (0, 1)
+        for answer in (1, RetryLater(30)):
+            await cache.get_or_set_many(ALL, ["other"], lambda keys, answer=answer: {"other": answer})  # type: ignore[misc]
+        await wait_until_async(lambda: state_of(cache).stats.of("t").pauses == 1)
+
+
+async def test_hits_in_redis_under_a_policy_are_audited(url: str) -> None:
+    patient, silent = (Namespace("t", ttl="1h", grace="1h", l1=False, audit=share) for share in (1, 0))
+    async with AsyncCacheManager(redis_url=url) as cache:
+        made = cache.cached(patient, key="made")(lambda: 1)
+        spared = cache.cached(patient, key="spared", audit=0)(lambda: 1)
+        other = cache.cached(silent, key="other")(lambda: 1)
+        for _ in range(2):
+            await cache.get_or_set(patient, "k", lambda: 1)
+            await asyncio.to_thread(lambda: (made(), spared(), other()))
+        await wait_until_async(checked(cache, 2))
+        assert sum(row.hits for row in (await cache.audit_report("t")).rows) == 2
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: math.nan, lambda: np.array([1.0, 2.0]), lambda: pd.DataFrame({"a": [1, math.nan]})]
+)
+def test_objects_of_a_local_namespace_are_compared_by_their_bytes_if_they_have_some(make: Callable[[], Any]) -> None:
+    local = Namespace("t", ttl="1h", audit=1, local=True)
+    with CacheManager(redis_enabled=False) as cache:
+        for _ in range(2):
+            cache.get_or_set(local, "same", make)
+        for number in range(2):
+            cache.get_or_set(local, "other", lambda number=number: [number, make()])  # type: ignore[misc]
+        wait_until(checked(cache, 2))
+        report = cache.audit_report("t")
+        assert (report.checked, report.wrong) == (2, 1)
 
 
 async def test_a_fleet_has_one_report(url: str) -> None:
@@ -223,6 +318,10 @@ def test_nothing_is_drawn_without_a_share() -> None:
     for bad in (-0.1, 1.1, math.nan, True, "1"):
         with pytest.raises(CacheArgumentError, match="audit"):
             Namespace("t", audit=bad)  # type: ignore[arg-type]
+
+
+def test_the_smallest_share_is_drawn_next_to_never() -> None:
+    assert not any(map(Sampler.drawn, [Sampler(5e-324)] * 100))
 
 
 @pytest.mark.parametrize("share", [0.01, 0.3, 1.0])

@@ -55,3 +55,13 @@ def without_one_build_for_all() -> None:
 @guard(MARKETS)
 def without_a_life_past_the_end_of_a_calendar() -> None:
     rewrite(markets._Market.end, "return min(end, now + int(self._fallback * MICROSECONDS))", "return end + 10**12")
+
+
+@guard(f"{MARKETS}::test_a_clock_from_before_an_exchange_was_known_does_no_harm")
+def without_a_table_for_times_before_all_that_is_known() -> None:
+    rewrite(trading_hours.sessions_of, "min(max(end, earliest + _LEAST), latest)", "max(min(end, latest), earliest)")
+
+
+@guard(f"{MARKETS}::test_a_calendar_that_cannot_be_made_is_named")
+def without_naming_a_calendar_that_cannot_be_made() -> None:
+    rewrite(trading_hours.sessions_of, "except Exception as error", "except ZeroDivisionError as error")

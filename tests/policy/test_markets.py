@@ -254,6 +254,30 @@ def test_an_exchange_that_does_not_exist_is_named_with_a_likely_one() -> None:
         market("XNYSE").ends_at(datetime.now(UTC))
 
 
+@pytest.mark.parametrize("exchange", ["XTKS", "XSHG"])
+def test_a_clock_from_before_an_exchange_was_known_does_no_harm(exchange: str) -> None:
+    """As that of a machine that has just been switched on: the next session that is known is the first one."""
+    began = at("1970-01-01 00:10:00")
+    table = sessions_of(exchange, began - 60 * DAY, began + 400 * DAY)
+    assert table.covers(began)
+    is_open, opens, closes = spans(table, 0, 0, breaks=True).after(began)
+    assert (is_open, opens) == (False, table.sessions[0][0])
+    assert closes is not None
+    # Once the clock is set, the calendar is built again.
+    assert not table.covers(at("2026-11-25"))
+
+
+def test_a_calendar_that_cannot_be_made_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some calendars of exchange-calendars fail with some releases of pandas."""
+
+    def fails(*_: Any, **__: Any) -> None:
+        raise NotImplementedError("implemented by subclasses")
+
+    monkeypatch.setattr(exchange_calendars, "get_calendar", fails)
+    with pytest.raises(CacheArgumentError, match=r"exchange: .*'ASEX'.*NotImplementedError.*releases"):
+        sessions_of("ASEX", at("2026-01-01"), at("2027-01-01"))
+
+
 def test_it_is_a_value_that_can_be_sent_to_another_process() -> None:
     calendar = market("XHKG", open="15s", closed="until  open", before="30m", after=60, breaks=False)
     assert repr(calendar) == ("market('XHKG', open=15.0, closed='until open', before=1800.0, after=60.0, breaks=False)")

@@ -93,3 +93,27 @@ def without_comparing_a_simulation_with_the_recording() -> None:
 @guard(f"{SIMULATE}::test_a_sample_has_the_rates_of_all_keys")
 def without_a_smaller_memory_for_a_sample_of_keys() -> None:
     rewrite(memories.make_memory, "round(entries / scale)", "entries")
+
+
+@guard(f"{RECORDING}::test_zeros_at_the_end_are_a_file_that_is_cut_short")
+def without_reading_recordings_that_end_with_zeros() -> None:
+    rewrite(files._blocks, 'if not head.strip(b"\\0")', "if False")
+
+
+@guard(f"{RECORDING}::test_copies_of_a_file_count_once")
+def without_counting_copies_of_a_recording_once() -> None:
+    rewrite(files.read_processes, "if number not in parts or len(parts[number][3]) < len(blocks) - 1:", "if True:")
+
+
+@guard(f"{RECORDING}::test_calls_with_a_policy_of_their_own_are_one_source")
+def without_knowing_a_source_by_what_it_is() -> None:
+    rewrite(
+        AccessWriter._number_of,
+        "self._sources.setdefault(known, source)",
+        "self._sources.setdefault((source.number,), source)",
+    )
+
+
+@guard(f"{RECORDING}::test_values_that_a_calendar_ends_are_recorded")
+def without_recording_calendars() -> None:
+    rewrite(Recordings.source, "isinstance(namespace.ttl, CalendarTtl)", "False")

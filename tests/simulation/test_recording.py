@@ -20,6 +20,7 @@ from magnus_cache import (
     cache_get,
     cache_set,
     get_cache_manager,
+    until,
 )
 from magnus_cache._engine.runtime import access_log, access_writer
 from magnus_cache._engine.runtime.access_format import Kind, unpacked_column
@@ -225,6 +226,63 @@ def test_a_file_that_is_cut_short_is_read_up_to_its_last_whole_block(
         assert len(process.rows) == 30
         assert process.cut == 1
         assert "end within a block" in simulate(tmp_path).notes[0]
+
+
+def test_zeros_at_the_end_are_a_file_that_is_cut_short(cache: CacheManager, tmp_path: Path) -> None:
+    """As some file systems leave it when the power fails."""
+    with cache.record_accesses(tmp_path):
+        cache.get("t", 1)
+    (file,) = files_in(tmp_path)
+    whole = file.read_bytes()
+    file.write_bytes(whole + bytes(5_000))
+    assert the_one(tmp_path).cut == 1
+    file.write_bytes(whole + bytes(5_000) + b"more")
+    with pytest.raises(RecordingError, match="damaged"):
+        read_processes([tmp_path])
+
+
+def test_copies_of_a_file_count_once(cache: CacheManager, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also one that was made while the file was written: the longest counts."""
+    monkeypatch.setattr(access_writer, "_MOST_ROWS", 10)
+    folder, copies = tmp_path / "folder", tmp_path / "copies"
+    with cache.record_accesses(folder):
+        for key in range(35):
+            cache.get("t", key)
+    (file,) = files_in(folder)
+    copies.mkdir()
+    (copies / file.name).write_bytes(file.read_bytes()[:-10])
+    monkeypatch.chdir(tmp_path)
+    for given in ([folder, "folder"], [folder, copies], [copies, folder]):
+        (process,) = read_processes(given)
+        assert (len(process.rows), process.cut) == (35, 0)
+
+
+def test_calls_with_a_policy_of_their_own_are_one_source(cache: CacheManager, tmp_path: Path) -> None:
+    """Each makes new objects for it, and a file has numbers for 65,535 sources."""
+    with cache.record_accesses(tmp_path):
+        for _ in range(20):
+            cache.get_or_set("t", "k", lambda: 1, 60, grace="1h")
+            cache.get_or_set(Namespace("u", ttl=5), "k", lambda: 1)
+    assert [source.namespace for source in the_one(tmp_path).sources.values()] == ["t", "u"]
+
+
+@pytest.mark.parametrize("kind", ["alone", "redis"])
+def test_values_that_a_calendar_ends_are_recorded(url: str, tmp_path: Path, kind: str) -> None:
+    noon = until("12:00", tz="Asia/Tokyo")
+    with (
+        CacheManager(redis_enabled=False) if kind == "alone" else CacheManager(redis_url=url) as cache,
+        cache.record_accesses(tmp_path),
+    ):
+        cache.get_or_set(Namespace("t", ttl=noon), "a", lambda: 1)
+        cache.set("t", "b", 1, ttl=noon)
+        cache.touch("t", "b", noon)
+        cache.get_or_set_many("t", ["c"], lambda keys: dict.fromkeys(keys, 1), noon)
+        cache.incr("t", "d", ttl=noon)
+    process = the_one(tmp_path)
+    assert process.sources[1].policy["ttl"] == "until('12:00', tz='Asia/Tokyo')"
+    assert kinds_of(process).count(Kind.STORE) == 4
+    assert all(0 <= row.detail[0] <= 86_400 for row in process.rows if row.kind == Kind.STORE)
+    assert simulate(tmp_path).agrees
 
 
 KILLED: Final = """

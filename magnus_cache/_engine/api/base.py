@@ -188,6 +188,7 @@ class CacheBase:
         key: str | None = None, tags: AnyTags = (), skip_if: Callable[[Any], bool] | None = None,
         exclude: Iterable[str] = (), version: Version | None = None,
         strict: bool | None = None, returns: Any = None, cost: AnyCost = None, budget: AnyBudget = None,
+        audit: float | None = None,
     ) -> BatchDecorator:  # fmt: skip
         """Return a decorator for a function of many keys that returns a mapping of them to values.
 
@@ -202,9 +203,11 @@ class CacheBase:
         :param cost: what the load of one key costs, or a function of its value; see `cached`.
         :param budget: how many calls of this function the whole fleet may begin; see `cached`. With
             ``Budget("60/min", per_key=True)``, a call counts as many times as it has keys.
+        :param audit: the share of hits to audit, each by a call with its key alone; see `cached`.
         :raises CacheArgumentError: naming the argument that cannot be used; see `cached` for the others.
         """
-        make_options = load_options_factory(ttl, tags, skip_if, strict=strict, cost=cost)
-        make_options = with_budget(make_options, namespace, budget)
+        make = with_budget(load_options_factory(ttl, tags, skip_if, strict=strict, cost=cost), namespace, budget)
+        share = None if audit is None else checked_audit(audit)
+        make_options: LoadOptionsFactory = lambda keys: make(keys).audited(share)  # noqa: E731  # it is one line
         made = make_batch_decorator(self._engine, namespace, make_options, KeyOptions(key_func, key, exclude, version))
         return typed(made, returns)

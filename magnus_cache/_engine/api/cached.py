@@ -293,7 +293,8 @@ class FunctionCache:
     def _remember(self, args: tuple[Any, ...], kwargs: dict[str, Any], made: Any, hit: tuple[KeyRef, Entry]) -> None:
         """Remember the entry that was a hit, for the wrapper."""
         (ref, entry), hits, state = hit, self.hits, self.engine.state
-        if hits is None or not keeps(state.memory, ref, entry) or not self.keys.bare:
+        # While hits are observed or recorded, no wrapper looks for it.
+        if hits is None or state.special or not keeps(state.memory, ref, entry) or not self.keys.bare:
             return
         place = hits.place(args, kwargs, made)
         # In this order: if a namespace is registered from here on, no wrapper looks into this place any more.

@@ -44,8 +44,8 @@ class Engine:
         self.clears = Clears(state)
         self.deferred = Deferred(state, self.writes, self.clears)
         self.loads = Loads(self.reads, self.writes)
-        self.stale = StalePolicy(self.reads, self.loads)
         self.auditor = Auditor(self.loads)
+        self.stale = StalePolicy(self.reads, self.loads, self.auditor)
 
     async def remove(self, refs: Sequence[KeyRef]) -> int:
         """Remove values everywhere, as the program asks for; see `ManyWrites.remove`."""

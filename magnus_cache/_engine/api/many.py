@@ -105,6 +105,8 @@ async def load_many(engine: Engine, request: BatchRequest) -> dict[Any, Any]:
             search.found(item, entry, value, near=near)
             if portion.done(weight(entry)):
                 await turn()
+        if step[0].ref.namespace.audit or request.options.audit:
+            engine.auditor.batch(request, search.hits(step, found))
     if not search.fresh:
         await in_turns(search.hold_back())
     if not search.missing:
@@ -132,10 +134,11 @@ def load_many_blocking(engine: Engine, request: BatchRequest) -> dict[Any, Any]:
         with as_current_load(CurrentLoad()):
             return _answered(search.keys, engine.loads.called_blocking(partial(loader, search.keys)))
     for step in search.steps():
-        for item, (entry, near) in zip(
-            step, look_many_blocking(engine.reads, [item.ref for item in step]), strict=True
-        ):
+        found = look_many_blocking(engine.reads, [item.ref for item in step])
+        for item, (entry, near) in zip(step, found, strict=True):
             search.found(item, entry, engine.reads.opened(item.ref, entry), near=near)
+        if step[0].ref.namespace.audit or request.options.audit:
+            engine.auditor.batch(request, search.hits(step, found))
     if not search.fresh:
         at_once(search.hold_back())
     if not search.missing:

@@ -1,6 +1,6 @@
 """One call for many keys: which of them have values, and which are to be loaded."""
 
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from typing import Any, Final
 
 from magnus_cache._engine.api.engine import Engine
@@ -84,6 +84,24 @@ class Search:
                 # If it is served after all; a load notes something else.
                 self._note(item, entry, near=near, stale=True)
 
+    def hits(
+        self, step: Sequence[BatchItem], found: Sequence[tuple[Entry | None, bool]]
+    ) -> Iterator[tuple[BatchItem, Entry | None]]:
+        """Yield those of some items that have a value, with their entries."""
+        return (
+            (item, entry) for item, (entry, _) in zip(step, found, strict=True) if item.ref.name not in self.missing
+        )
+
+    def _stale_of(self, item: BatchItem) -> Entry | None:
+        """Return the stale entry of a key, in case it is served; a stamped call notes it before that."""
+        entry = self.stale.get(item.ref.name)
+        if entry is None and self.notes is not None:
+            # It was not found when it was looked for, as Redis is away. Afterwards, memory may have another one.
+            entry = self._engine.stale.kept(item.ref)
+            if entry is not None:
+                self._note(item, entry, near=True, stale=entry.fresh_until <= self._engine.state.clock())
+        return entry
+
     def _note(self, item: BatchItem, entry: Entry, *, near: bool, stale: bool) -> None:
         if self.notes is not None:
             self.notes[item.ref.name] = note = Note()
@@ -93,7 +111,7 @@ class Search:
         """Serve stale values, in steps, for keys whose load has just failed."""
         for count, (name, item) in enumerate(list(self.missing.items()), 1):
             if item.ref.freshness.grace:
-                value = self._engine.stale.stale_while_throttled(item.ref, self.stale.get(name))
+                value = self._engine.stale.stale_while_throttled(item.ref, self._stale_of(item))
                 if value is not MISS:
                     self._values[name] = value
                     del self.missing[name]
@@ -117,7 +135,7 @@ class Search:
             error = errors.get(item.key)
             if error is None:
                 continue
-            if (value := self._engine.stale.stale_on_error(item.ref, error, self.stale.get(name))) is not MISS:
+            if (value := self._engine.stale.stale_on_error(item.ref, error, self._stale_of(item))) is not MISS:
                 values[name] = value
                 del errors[item.key]
         results = {key: values[name] for key, name in self._names.items() if name in values}

@@ -138,19 +138,12 @@ class _Stamps:
             name = locate(key).ref.name
             note = notes.get(name)
             if note is None:
-                note = self._unnoted(name)
+                # Loaded without the cache.
+                note = Note()
+                note.loaded(self._began)
             stamped[key] = note.stamped(value, state, name)
         return stamped
 
     def on_error(self, error: CacheBatchError) -> None:
         """Put stamps on the values that an error has."""
         error.results = self.on(error.results)
-
-    def _unnoted(self, name: bytes) -> Note:
-        """Return the note of a value that was served stale from memory, or loaded without the cache."""
-        note, entry = Note(), self._engine.state.memory.get_stale(name, trusted=False)
-        if entry is None or self._engine.state.mode is Mode.DISABLED:
-            note.loaded(self._began)
-        else:
-            note.found(entry, near=True, stale=entry.fresh_until <= self._engine.state.clock())
-        return note

@@ -18,6 +18,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Protocol, Self
 
 from magnus_cache._engine import codec
+from magnus_cache._engine.policy.calendars import CalendarTtl
 from magnus_cache._engine.redis.exchange import Callback
 from magnus_cache._engine.redis.fleet_keys import FleetNames
 from magnus_cache._engine.runtime.access_format import SECRET_BYTES, Source
@@ -241,8 +242,9 @@ class Recordings:
     def source(self, ref: Any, number: int) -> Source:
         """Return the namespace and function of a reference."""
         namespace, freshness = ref.namespace, ref.freshness
+        ttl = repr(namespace.ttl) if isinstance(namespace.ttl, CalendarTtl) else namespace.ttl
         policy = {
-            "ttl": namespace.ttl, "l1": namespace.l1, "l1_ttl": namespace.l1_ttl, "local": namespace.local,
+            "ttl": ttl, "l1": namespace.l1, "l1_ttl": namespace.l1_ttl, "local": namespace.local,
             "l1_max_entries": namespace.l1_max_entries, "grace": freshness.grace, "early": freshness.early,
             "soft_timeout": freshness.soft_timeout, "jitter": freshness.jitter, "retry": freshness.retry,
             "plain": freshness is NO_POLICY,

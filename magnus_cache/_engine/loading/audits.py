@@ -9,7 +9,7 @@ the same, and a hot key would be loaded more often than without a cache.
 """
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any, Final
 
@@ -18,7 +18,7 @@ from magnus_cache._engine.flights.context import CurrentLoad, as_current_load, m
 from magnus_cache._engine.flights.flight import Flight
 from magnus_cache._engine.loading.loads import Loads
 from magnus_cache._engine.loading.money import paid_for
-from magnus_cache._engine.loading.request import LoadRequest
+from magnus_cache._engine.loading.request import BatchItem, BatchRequest, LoadRequest
 from magnus_cache._engine.memory.entry import Entry
 from magnus_cache._engine.policy.audits import Sampler
 from magnus_cache._engine.policy.modes import Mode
@@ -68,18 +68,45 @@ class Auditor:
         self._reads = loads.reads
         self._state = loads.reads.state
         self._checked: dict[bytes, tuple[int, int]] = {}
-        self._samplers: dict[Namespace, Sampler] = {}
+        self._samplers: dict[tuple[Namespace, float], Sampler] = {}
 
     def loadable(self, request: LoadRequest[Any], entry: Entry | bytes | None) -> None:
-        """Count a hit of a namespace that audits, and audit it if it is drawn."""
-        namespace = request.ref.namespace
-        sampler = self._samplers.get(namespace)
-        if sampler is None or sampler.share != namespace.audit:
+        """Count a hit whose namespace or function audits, and audit it if it is drawn."""
+        sampler = self._sampler(request.ref.namespace, request.options.audit)
+        if sampler is not None and sampler.drawn():
+            self.hit(lambda: request, entry)
+
+    def batch(self, request: BatchRequest, found: Iterable[tuple[BatchItem, Entry | None]]) -> None:
+        """Count the hits of a batch whose namespace or function audits, and audit those that are drawn."""
+        for item, entry in found:
+            sampler = self._sampler(item.ref.namespace, request.options.audit)
+            if sampler is not None and sampler.drawn():
+                self.hit(partial(self._of_key, request, item), entry)
+
+    def _of_key(self, request: BatchRequest, item: BatchItem) -> LoadRequest[Any]:
+        """Return the request for one key of a batch, whose loader calls the batch loader with this key."""
+        key, namespace = item.key, str(item.ref.namespace)
+
+        async def load() -> Any:
+            answers: Any = await self._loads.call(partial(request.loader, [key]), namespace)
+            value = answers.get(key, MISS)
+            if isinstance(value, Exception):
+                raise value
+            return value
+
+        return request.of_key(item)._replace(loader=load)
+
+    def _sampler(self, namespace: Namespace, own: float | None) -> Sampler | None:
+        """Return what draws the hits that no wrapper of a function counts; None if none is audited."""
+        known = namespace, namespace.audit if own is None else own
+        if not known[1]:
+            return None
+        sampler = self._samplers.get(known)
+        if sampler is None:
             if len(self._samplers) >= _MOST:
                 self._samplers.clear()
-            sampler = self._samplers[namespace] = Sampler(namespace.audit)
-        if sampler.drawn():
-            self.hit(lambda: request, entry)
+            sampler = self._samplers[known] = Sampler(known[1])
+        return sampler
 
     def called(
         self, sampler: Sampler, make: Callable[[], LoadRequest[Any]], entry: Entry | bytes | None
@@ -161,8 +188,10 @@ class Auditor:
     async def _compared(self, request: LoadRequest[Any], entry: Entry, value: Any) -> bool | None:
         """Return whether a loaded value is the cached one; None if that cannot be told."""
         ref, reads = request.ref, self._reads
+        if value is MISS:
+            return False  # a batch loader has left the key out: the source has it no more
         if ref.namespace.local:
-            return is_same((None, entry.value), (None, value))
+            return await _same_objects(entry.value, value)
         cached = await reads.open_anyway(ref, entry)
         if cached is MISS:
             return None
@@ -174,3 +203,18 @@ class Auditor:
         # As callers of the cache would get it: rows and tuples of other types may be equal to what comes back.
         value = codec.decode_by(ref.namespace.codec, fresh, reads.limit(ref))
         return is_same((payload, cached), (fresh, value))
+
+
+async def _same_objects(cached: Any, fresh: Any) -> bool | None:
+    """Return whether two objects of a local namespace are equal; None if that cannot be told.
+
+    Any object can be in one. Those that could be stored elsewhere, such as frames and arrays, have bytes to compare.
+    """
+    same = is_same((None, cached), (None, fresh))
+    if same:
+        return True
+    try:
+        payloads = [await in_turns(codec.encode_steps(value)) for value in (cached, fresh)]
+    except CacheEncodeError:
+        return same
+    return is_same((payloads[0], cached), (payloads[1], fresh))

@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any, Final, TypeVar
 
 from magnus_cache._engine.flights.background import WaitExpiredError
+from magnus_cache._engine.loading.audits import Auditor
 from magnus_cache._engine.loading.loads import Loads
 from magnus_cache._engine.loading.money import count_saved
 from magnus_cache._engine.loading.request import BatchItem, LoadRequest
@@ -37,8 +38,9 @@ _FRESH: Final = frozenset({FreshnessState.FRESH, FreshnessState.EARLY})
 class StalePolicy:
     """Gets values under a freshness policy. `get` runs on any event loop, `get_blocking` in any thread."""
 
-    def __init__(self, reads: Reads, loads: Loads) -> None:
+    def __init__(self, reads: Reads, loads: Loads, auditor: Auditor) -> None:
         self._reads = reads
+        self._auditor = auditor
         self._loads = loads
         self._state = reads.state
 
@@ -243,6 +245,10 @@ class StalePolicy:
         """
         return self._stale_value(ref, entry) if self._may_serve_stale(ref, error, None) else MISS
 
+    def kept(self, ref: KeyRef) -> Entry | None:
+        """Return what this process holds of a value that was not found, be it stale, in case it is served."""
+        return self._state.memory.get_stale(ref.name, trusted=True) or self._reads.last(ref)
+
     def have_stale(self, items: Mapping[bytes, BatchItem], entries: Mapping[bytes, Entry]) -> bool:
         """Return whether each of some keys has a value that may be served stale.
 
@@ -256,7 +262,7 @@ class StalePolicy:
     def _stale_value(self, ref: KeyRef, entry: Entry | None) -> Any:
         if not ref.freshness.grace:
             return MISS
-        entry = entry or self._state.memory.get_stale(ref.name, trusted=True) or self._reads.last(ref)
+        entry = entry or self.kept(ref)
         if entry is None or self._freshness_of(ref, entry) is FreshnessState.GONE:
             return MISS
         value = self._reads.opened_anyway(ref, entry)
@@ -293,6 +299,8 @@ class StalePolicy:
             if state in _FRESH:
                 if saves is not None:
                     count_saved(ref.counters, saves, entry)
+                if ref.namespace.audit or request.options.audit:
+                    self._auditor.loadable(request, entry)
                 return True, value
             if self._loads.throttle.holds(ref.name):
                 return True, self._stale(ref, value)

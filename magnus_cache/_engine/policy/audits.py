@@ -47,7 +47,7 @@ class Sampler:
 
     def draw(self) -> None:
         """Draw how many hits there are before the next one that is audited."""
-        self.left = int(math.log(max(random(), _LEAST)) / self._log)
+        self.left = int(min(math.log(max(random(), _LEAST)) / self._log, _NEVER))
 
     def drawn(self) -> bool:
         """Count a hit that was not counted yet, and return whether it is drawn."""

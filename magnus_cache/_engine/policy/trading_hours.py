@@ -29,6 +29,9 @@ _AHEAD: Final = 400 * _DAY
 _RENEWED: Final = 45 * _DAY
 """How long before its end a table is built again."""
 
+_LEAST: Final = timedelta(days=60)
+"""The shortest time of which a table is made."""
+
 _FURTHEST: Final = 180 * 365 * _DAY
 """A time in 2149, beyond all that calendars know."""
 
@@ -134,15 +137,27 @@ def sessions_of(name: str, first: int, last: int) -> TradingHours:
 
     start, end = at_micros(first), at_micros(last)
     try:
-        calendar = exchange_calendars.get_calendar(name, start=start.date(), end=end.date())
-    except InvalidCalendarName:
-        raise CacheArgumentError("exchange", _unknown(name, exchange_calendars.get_calendar_names())) from None
-    except ValueError:
-        # Beyond what is known of it.
-        earliest, latest = _bounds(exchange_calendars.get_calendar(name))
-        start, end = min(max(start, earliest), latest - timedelta(days=60)), max(min(end, latest), earliest)
-        calendar = exchange_calendars.get_calendar(name, start=start.date(), end=end.date())
-    return _table(name, calendar, first, last)
+        try:
+            calendar = exchange_calendars.get_calendar(name, start=start.date(), end=end.date())
+        except InvalidCalendarName:
+            raise CacheArgumentError("exchange", _unknown(name, exchange_calendars.get_calendar_names())) from None
+        except ValueError:
+            # Beyond what is known of it.
+            earliest, latest = _bounds(exchange_calendars.get_calendar(name))
+            start, end = min(max(start, earliest), latest - _LEAST), min(max(end, earliest + _LEAST), latest)
+            calendar = exchange_calendars.get_calendar(name, start=start.date(), end=end.date())
+        return _table(name, calendar, first, last)
+    except CacheArgumentError:
+        raise
+    except Exception as error:
+        # Not all releases of pandas and exchange-calendars go together.
+        version = getattr(exchange_calendars, "__version__", "?")
+        problem = (
+            f"exchange-calendars {version} fails to make the calendar of {name!r} from {start:%Y-%m-%d} to "
+            f"{end:%Y-%m-%d} ({type(error).__name__}: {str(error)[:100]}); try other releases of it and of pandas, "
+            "and check the clock of Redis"
+        )
+        raise CacheArgumentError("exchange", problem) from error
 
 
 def _table(name: str, calendar: Any, first: int, last: int) -> TradingHours:

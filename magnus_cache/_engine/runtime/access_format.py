@@ -106,8 +106,9 @@ class Source(NamedTuple):
     namespace: str
     function: str | None
     policy: Mapping[str, Any]
-    """Durations in seconds: ``ttl`` (of the namespace), ``grace``, ``soft_timeout``, ``early``, ``jitter``, ``retry``,
-    ``l1_ttl``; and ``l1``, ``local``, ``l1_max_entries``, and ``plain``: whether it has no option of freshness."""
+    """Durations in seconds: ``ttl`` (of the namespace; a text for a calendar), ``grace``, ``soft_timeout``, ``early``,
+    ``jitter``, ``retry``, ``l1_ttl``; and ``l1``, ``local``, ``l1_max_entries``, and ``plain``: whether it has no
+    option of freshness."""
 
 
 class KeyHasher:

@@ -130,7 +130,8 @@ class AccessWriter:
         self._written = 0
         self._parts_written: list[Path] = []
         self._number = 0
-        self._sources: dict[tuple[int, int, int], Source] = {}
+        self._sources: dict[tuple[Any, ...], Source] = {}
+        self._numbers: dict[tuple[int, int, int], tuple[int, Any]] = {}
         self._kept: list[Any] = []
         self._known: dict[bytes, None] = {}
         self._hashed: dict[Any, tuple[int, int]] = {}
@@ -235,7 +236,7 @@ class AccessWriter:
             self._offset = self._parts.offset()
         lost, self.log.lost = self.log.lost, 0
         sources = zip(self._sources.values(), self._kept, strict=True)
-        spent = [[source.number, kept[0].spent_nanos, kept[0].loads] for source, kept in sources if kept[0].spent_nanos]
+        spent = [[source.number, kept.spent_nanos, kept.loads] for source, kept in sources if kept.spent_nanos]
         raw = packed_block({**block.fields(self._offset, lost), "spent": spent})
         self._file.write(raw)
         self._file.flush()
@@ -293,13 +294,23 @@ class AccessWriter:
 
     def _source(self, block: "_Block", ref: Any) -> int:
         known = id(ref.counters), id(ref.namespace), id(ref.freshness)
-        source = self._sources.get(known)
-        if source is None:
-            source = self._sources[known] = self._parts.source(ref, len(self._sources) + 1)
+        found = self._numbers.get(known)
+        if found is None:
+            if len(self._numbers) >= _MOST_HASHED:
+                self._numbers.clear()
             # Kept: an object that ends would leave its id to another one.
-            self._kept.append((ref.counters, ref.namespace, ref.freshness))
+            found = self._numbers[known] = self._number_of(block, ref), ref
+        return found[0]
+
+    def _number_of(self, block: "_Block", ref: Any) -> int:
+        """Return the number of a source by what it is: a call with options of its own makes new objects each time."""
+        source = self._parts.source(ref, len(self._sources) + 1)
+        known = id(ref.counters), source.namespace, tuple(source.policy.items())
+        same = self._sources.setdefault(known, source)
+        if same is source:
+            self._kept.append(ref.counters)
             block.found.append(list(source))
-        return source.number
+        return same.number
 
     # -- files --------------------------------------------------------------------------------------------------
 

@@ -274,7 +274,7 @@ class Observers:
         """Tell that a caller got a value."""
         if (log := self.log) is not None:
             log.found(ref, hit=True, near=level == "l1")
-        if self._by_kind.get(Hit) or self._of(Hit):
+        if (wanted := self._by_kind.get(Hit)) or (wanted is None and self._of(Hit)):
             self.tell(Hit, str(ref.namespace), ref.name.decode("utf-8", "replace"), level)
 
     def miss(self, ref: _Ref) -> None:

@@ -43,6 +43,12 @@ class Found(NamedTuple):
     """The memory's generation and the tags' stamps from before the entry was looked at."""
     place: Placeholder
     trust: Trust
+    as_of: int | None = None
+    """When the load or write of the new value began, in microseconds of Redis' clock; None for now."""
+
+    def as_old(self) -> "Found":
+        """Return the same for a new value that is as old as this one."""
+        return self if self.entry is None else self._replace(as_of=self.entry.as_of)
 
 
 class AtomicMemory:
@@ -123,7 +129,9 @@ class AtomicMemory:
             raise _unkept(ref)
         # No load that began before stores over it.
         self._writes.void_loads(ref)
-        as_of = Began(now).told(self._state.topology.time_of(ref.name))
+        as_of = found.as_of
+        if as_of is None:
+            as_of = Began(now).told(self._state.topology.time_of(ref.name))
         entry = self._reads.entry(ref, record, found.trust, (now + ttl, now, as_of), known)
         if old is not None:
             stored = self._memory.replace(ref.name, old, entry)

@@ -372,7 +372,9 @@ class AtomicWrites(ManyFills):
         if left <= 0:
             return False
         payload = codec.encode(number)
-        record = at_once(self.record_steps(ref, number, payload, stored.tags))._replace(epoch=stored.epoch)
+        # As old as it was: a counter is as of when it was created.
+        began = Began.elsewhere(header_times.as_of(stored.fresh_until, stored.life))
+        record = at_once(self.record_steps(ref, number, payload, stored.tags))._replace(epoch=stored.epoch, began=began)
         swapped = await self.swapped(wire, ref, (record, payload, left), stored.raw[:HEADER_BYTES], absent=False)
         if swapped.unsure:
             raise CacheUnavailableError("lost", "the connection was lost")
@@ -391,7 +393,7 @@ class AtomicWrites(ManyFills):
                     raise CacheMissingError(ref.namespace)
                 number = (change.initial if begins else counted(ref, found.value)) + change.delta
                 payload = b"" if ref.namespace.local else codec.encode(number)
-                if await self.here.store(ref, found, number, payload, change.ttl if begins else None):
+                if await self.here.store(ref, found.as_old(), number, payload, change.ttl if begins else None):
                     return number
             finally:
                 self.here.done(found)

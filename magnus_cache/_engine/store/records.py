@@ -109,8 +109,9 @@ class Began:
 
     def told(self, time: RedisTime) -> int:
         """Return it in microseconds of Redis' clock, by the present estimate of that; it is remembered."""
-        self.as_of = as_of = max(0, time.at(self.at))
-        return as_of
+        if self.at > -math.inf:
+            self.as_of = max(0, time.at(self.at))
+        return self.as_of
 
 
 def age_of(as_of: int, time: RedisTime, now: float) -> float:

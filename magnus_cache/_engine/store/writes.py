@@ -415,9 +415,9 @@ class Writes(Removals):
 def _span(wire: "Connection", record: Record, life: Life, now: float) -> tuple[float, int, int, float]:
     """Return the TTL of a value now, when its load began and when it ends, in Redis' time, and its header's life."""
     server, ttl = wire.time.at(now), life.left(wire.time, now) if isinstance(life, CalendarLife) else life
-    as_of = server if (began := record.began) is None else max(0, min(server, wire.time.at(began.at)))
-    if began is not None:
-        began.as_of = as_of
+    as_of = server
+    if (began := record.began) is not None:
+        as_of = began.as_of = min(server, began.told(wire.time))
     return ttl, as_of, *header_times.lived(as_of, server + int(ttl * MICROSECONDS))
 
 
