@@ -239,8 +239,9 @@ class RetryLater(CacheError):  # noqa: N818  # what a loader raises reads as an 
     def __init__(self, seconds: float) -> None:
         if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not seconds > 0:
             raise CacheArgumentError("seconds", f"give a number of seconds, more than 0, not {seconds!r}")
-        super().__init__(f"the source asks for a pause of {seconds:g} s")
-        self.seconds = min(float(seconds), _LONGEST_PAUSE)
+        # Cut first: an int may be too large for a float.
+        self.seconds = float(min(seconds, _LONGEST_PAUSE))
+        super().__init__(f"the source asks for a pause of {self.seconds:g} s")
 
     def __reduce__(self) -> tuple[type, tuple[float]]:
         return type(self), (self.seconds,)

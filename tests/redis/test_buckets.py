@@ -183,6 +183,40 @@ def test_a_clock_that_is_set_back_does_not_stop_the_source(bucket: Bucket) -> No
     assert bucket.take("a", ONE) == [None]
 
 
+def test_a_clock_that_is_set_back_makes_no_pause_longer(bucket: Bucket) -> None:
+    assert bucket.take("a", ONE) == [None]
+    assert bucket.run(budget_keys._PAUSE, 5 * MICROS, bucket.window, 0) == 5 * MICROS
+    bucket.now -= 3_600 * MICROS
+    # Asked for after the clock was set back, and before any load knows of it.
+    assert bucket.run(budget_keys._PAUSE, 2 * MICROS, bucket.window, 0) == 5 * MICROS
+    assert bucket.take("a", ONE) == [5 * MICROS]
+    assert bucket.run(budget_keys._PAUSE, 7 * MICROS, bucket.window, 0) == 7 * MICROS
+    bucket.now += 7 * MICROS
+    assert bucket.take("a", ONE) == [None]
+
+
+def test_a_clock_that_is_set_back_keeps_no_turns_of_the_dead(client: "redis.Redis") -> None:
+    bucket = Bucket(client, 1, 10 * MICROS)
+    assert bucket.take("a", ONE) == [None]
+    assert bucket.take("dead", ONE) == [10 * MICROS]
+    bucket.now -= 3_600 * MICROS
+    assert bucket.take("b", (1, 1, 0)) == [20 * MICROS]
+    bucket.now += 12 * MICROS
+    assert bucket.take("b", (1, 1, 0)) == [None]
+
+
+def test_a_lower_budget_waits_no_longer_than_it_has_to(client: "redis.Redis") -> None:
+    bucket = Bucket(client, 4, 10 * MICROS)
+    for _ in range(4):
+        assert bucket.take("a", ONE) == [None]
+        bucket.now += MICROS
+    bucket.size = 2
+    # The third of the four tokens has to be back.
+    assert bucket.take("a", ONE, ONE, ONE) == [8 * MICROS, 9 * MICROS, 18 * MICROS]
+    bucket.now += 8 * MICROS
+    assert bucket.take("a", ONE, ONE, ONE) == [None, MICROS, 10 * MICROS]
+
+
 def test_nonsense_in_the_key_is_replaced(bucket: Bucket, client: "redis.Redis") -> None:
     client.set(BUCKET, b"something else")
     assert bucket.take("a", ONE) == [None]

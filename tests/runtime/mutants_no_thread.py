@@ -2,7 +2,8 @@
 
 from typing import Final
 
-from magnus_cache._engine.loading import loads, own_loop, uncached
+from magnus_cache._engine.api import many
+from magnus_cache._engine.loading import loads, own_loop, permits, uncached
 from magnus_cache._engine.runtime import workers
 from magnus_cache._engine.store import deferred
 from tests.support.guards import guard, nothing, put, rewrite
@@ -38,3 +39,25 @@ def without_leaving_the_loop_of_a_thread_in_place() -> None:
 @guard(f"{HERE}::test_a_coroutine_function_that_fails_for_want_of_a_thread_is_called_once")
 def without_a_look_whether_a_coroutine_function_was_called() -> None:
     rewrite(own_loop.wait_for, "if begun:", "if False:")
+
+
+@guard(
+    f"{HERE}::test_a_budget_holds_without_a_loop", f"{HERE}::test_a_limit_of_spending_holds_without_a_loop",
+)  # fmt: skip
+def without_a_gate_where_there_is_no_loop() -> None:
+    put(permits.Permits, "_pass_alone", nothing)
+
+
+@guard(f"{HERE}::test_a_budget_holds_without_a_loop")
+def without_a_gate_for_batches_where_there_is_no_loop() -> None:
+    rewrite(many._load_uncached, "engine.loads.permits.called_alone(request, wanted[0].ref, flights, call)", "call()")
+
+
+@guard(f"{HERE}::test_a_paused_source_rests_without_a_loop")
+def without_a_rest_for_a_source_where_there_is_no_loop() -> None:
+    rewrite(permits.Permits.called_alone, "self._state.sources.note_paused({source.name: later.seconds})", "pass")
+
+
+@guard(f"{HERE}::test_a_limit_of_spending_holds_without_a_loop")
+def without_giving_back_the_price_of_a_load_without_a_loop() -> None:
+    rewrite(permits.Permits.called_alone, "give_back(self._state, ref, turn.options, flights)", "pass")

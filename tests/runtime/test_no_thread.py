@@ -4,6 +4,7 @@ import asyncio
 import os
 import resource
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,9 +17,12 @@ from magnus_cache import (
     NOT_MODIFIED,
     AsyncCacheManager,
     CacheBatchError,
+    CacheBudgetError,
     CacheManager,
     CacheTypeError,
     CacheUnavailableError,
+    Namespace,
+    RetryLater,
 )
 from magnus_cache._engine.loading.own_loop import wait_for
 from magnus_cache._engine.runtime.portal import NoThreadError, Portal
@@ -371,3 +375,74 @@ atexit.register(last)
 """
     done = run_python("-c", script, REDIS_URL=server.url, MAGNUS_CACHE_PREFIX="own")
     assert (done.returncode, done.stdout, done.stderr) == (0, "4 True None\n", "")
+
+
+# -- limits: by what the process knows, as in an outage --------------------------------------------------------------
+
+
+def _count(call: Any, keys: str) -> int:
+    count = 0
+    for key in keys:
+        try:
+            call(key)
+        except CacheBudgetError:
+            continue
+        count += 1
+    return count
+
+
+def test_a_budget_holds_without_a_loop(options: dict[str, Any]) -> None:
+    budget = Namespace("t", budget="2/h", hard_timeout=1)
+    batches = Namespace("b", budget={"{key}": "2/h"}, hard_timeout=1)
+    with CacheManager(**options) as cache, no_threads():
+        assert _count(lambda key: cache.get_or_set(budget, key, lambda: 1), "abcd") == 2
+        assert (
+            _count(lambda key: cache.get_or_set_many(batches, [key], lambda keys: dict.fromkeys(keys, 1)), "aaab") == 3
+        )
+
+
+def test_a_load_waits_for_its_token_without_a_loop(options: dict[str, Any]) -> None:
+    with CacheManager(**options) as cache, no_threads():
+        began = time.monotonic()
+        assert _count(lambda key: cache.get_or_set(Namespace("t", budget="1/200ms"), key, lambda: 1), "ab") == 2
+        assert time.monotonic() - began >= 0.2
+
+
+def test_a_paused_source_rests_without_a_loop(options: dict[str, Any]) -> None:
+    asked: list[float] = []
+
+    def load() -> int:
+        asked.append(time.monotonic())
+        if len(asked) == 1:
+            raise RetryLater(0.2)
+        return 7
+
+    with CacheManager(**options) as cache, no_threads():
+        assert cache.get_or_set("t", "a", load) == 7
+        assert asked[1] - asked[0] >= 0.2
+        asked.clear()
+        assert cache.get_or_set_many("t", ["a"], lambda keys: dict.fromkeys(keys, load())) == {"a": 7}
+        assert asked[1] - asked[0] >= 0.2
+        with pytest.raises(CacheBudgetError, match="RetryLater"):
+            cache.get_or_set(Namespace("p", hard_timeout=0.1), "a", _refused)
+
+
+def _refused() -> None:
+    raise RetryLater(60)
+
+
+def test_a_limit_of_spending_holds_without_a_loop(url: str) -> None:
+    limited = Namespace("t", spend_limit="1.00/day")
+    with CacheManager(redis_enabled=False) as cache, no_threads():
+
+        def fails() -> None:
+            raise OSError
+
+        for key in "xyz":
+            with pytest.raises(OSError):
+                cache.get_or_set(limited, key, fails, cost=0.5)
+        assert _count(lambda key: cache.get_or_set(limited, key, lambda: 1, cost=0.25), "abcdef") == 4
+        assert cache.get_stats()["namespaces"]["t"]["spent"] == 1
+    # A process that Redis has never answered has no share.
+    with CacheManager(redis_url=url) as cache, no_threads():
+        assert _count(lambda key: cache.get_or_set(limited, key, lambda: 1, cost=0.25), "abc") == 0

@@ -3,8 +3,9 @@
 import contextlib
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import MappingProxyType
 from typing import Any, Self
 
 __all__ = ["LLMServer"]
@@ -19,6 +20,7 @@ class LLMServer:
     :ivar finish: the reason for which replies end, in OpenAI's words.
     :ivar cut: after how many words a stream breaks off; None for never.
     :ivar status: that of all answers; 200 for good ones.
+    :ivar refusals: how many of the next requests are answered by `refusal`: a status, and header fields.
     :ivar gate: what a stream waits for after its first word.
     :ivar first: set when the first word of a stream has been sent.
     """
@@ -28,6 +30,8 @@ class LLMServer:
         self.finish = "stop"
         self.cut: int | None = None
         self.status = 200
+        self.refusals = 0
+        self.refusal: tuple[int, dict[str, str]] = 429, {}
         self.gate = threading.Event()
         self.gate.set()
         self.first = threading.Event()
@@ -64,7 +68,10 @@ def _handler_of(server: LLMServer) -> type[BaseHTTPRequestHandler]:
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             server.asked.append(body)
-            if server.status != 200:
+            if server.refusals:
+                server.refusals -= 1
+                self._send({"error": {"message": "slow down"}}, *server.refusal)
+            elif server.status != 200:
                 self._send({"error": {"message": "no", "type": "server_error"}})
             elif body.get("stream"):
                 self.send_response(200)
@@ -84,9 +91,13 @@ def _handler_of(server: LLMServer) -> type[BaseHTTPRequestHandler]:
                 self.wfile.write(f"{name}data: {text}\n\n".encode())
                 self.wfile.flush()
 
-        def _send(self, answer: Any) -> None:
+        def _send(
+            self, answer: Any, status: int | None = None, fields: Mapping[str, str] = MappingProxyType({})
+        ) -> None:
             data = json.dumps(answer).encode()
-            self.send_response(server.status)
+            self.send_response(server.status if status is None else status)
+            for name, value in fields.items():
+                self.send_header(name, value)
             self.send_header("Content-Type", "application/json")
             self.send_header("Content-Length", str(len(data)))
             self.send_header("x-request-id", "req-1")

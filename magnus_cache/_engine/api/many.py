@@ -13,7 +13,7 @@ from magnus_cache._engine.api.search import Search
 from magnus_cache._engine.flights.context import CurrentLoad, as_current_load, is_unmodified, not_modified_error
 from magnus_cache._engine.flights.flight import LOADING, SERVING, Flight, ServedThread
 from magnus_cache._engine.loading.batch import Batch, CallLoader
-from magnus_cache._engine.loading.request import BatchItem, BatchLoader, BatchRequest, Locate
+from magnus_cache._engine.loading.request import BatchItem, BatchRequest, Locate
 from magnus_cache._engine.loading.results import PreparedValue
 from magnus_cache._engine.policy.modes import Mode
 from magnus_cache._engine.policy.options import LoadOptions, check_callable
@@ -154,17 +154,19 @@ def load_many_blocking(engine: Engine, request: BatchRequest) -> dict[Any, Any]:
         outcome = _BlockingBatch(engine, request, wanted).run(batch)
     except NoThreadError as error:
         engine.state.without_loop(error)
-        outcome = _load_uncached(engine, wanted, loader)
+        outcome = _load_uncached(engine, request, wanted)
     return at_once(search.results(*outcome))
 
 
 def _load_uncached(
-    engine: Engine, wanted: Sequence[BatchItem], loader: BatchLoader
+    engine: Engine, request: BatchRequest, wanted: Sequence[BatchItem]
 ) -> tuple[dict[bytes, Any], dict[Any, Exception]]:
     """Return loaded values by name and errors by key, without a background loop and without storing anything."""
     errors: dict[Any, Exception] = {}
+    call = partial(engine.loads.called_blocking, partial(request.loader, [item.key for item in wanted]))
+    flights = [Flight(None, item.ref.name, None, str(item.ref.namespace)) for item in wanted]
     with as_current_load(CurrentLoad()):
-        answers: Any = engine.loads.called_blocking(partial(loader, [item.key for item in wanted]))
+        answers: Any = engine.loads.permits.called_alone(request, wanted[0].ref, flights, call)
     try:
         answers = _checked(answers)
     except CacheBatchError as error:

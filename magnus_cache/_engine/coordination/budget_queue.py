@@ -10,6 +10,7 @@ A turn belongs to the queue, not to a load: when it comes, the load gets it that
 import asyncio
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Final, Protocol
 
 from magnus_cache._engine.redis.budget_keys import BucketReply, Wanted
@@ -110,8 +111,8 @@ class BudgetQueue:
     def __len__(self) -> int:
         return len(self._waiting)
 
-    async def take(self, held: Held, tokens: int) -> None:
-        """Return when a load has its tokens.
+    async def take(self, held: Held, tokens: int) -> Callable[[], None]:
+        """Return when a load has its tokens, with what gives them back.
 
         :raises CacheBudgetError: if it does not get them in time, or may not wait.
         """
@@ -135,6 +136,8 @@ class BudgetQueue:
                 self._waiting.remove(entry)
                 if not self._loop.is_closed():
                     self.ask_soon()
+        assert entry.granted is not None
+        return partial(self._bucket.give_back, *entry.granted, tokens)
 
     def ask_soon(self) -> None:
         """Ask the bucket again, as loads have come or gone, or callers have joined one that waits."""

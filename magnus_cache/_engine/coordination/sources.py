@@ -15,9 +15,10 @@ import contextlib
 import itertools
 import math
 import random
+import time
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from weakref import WeakKeyDictionary
 
 from magnus_cache._engine.coordination.budget_queue import BudgetQueue, Held
@@ -25,7 +26,7 @@ from magnus_cache._engine.keys.names import Keyspace
 from magnus_cache._engine.policy.bucket import OwnTokens, returns_after, share_of
 from magnus_cache._engine.policy.budgets import Budget, Source
 from magnus_cache._engine.redis.budget_keys import Ask, BucketReply, Wanted
-from magnus_cache._engine.redis.exchange import Callback, as_it_is
+from magnus_cache._engine.redis.exchange import Callback
 from magnus_cache._engine.redis.fleet_keys import FleetNames
 from magnus_cache._engine.runtime.clock import Clock, monotonic, offset_of
 from magnus_cache._engine.runtime.critical import section
@@ -95,10 +96,16 @@ class _Tokens:
         if not sources.enabled:
             answered(self._share(loads, 1))
             return
-        ask = self._asking(queue.owner, loads)
-        waiter = Callback(partial(self._took, ask, answered), lambda _: answered(self._share(loads, sources.processes)))
+        self._send(queue.owner, loads, answered, lambda _: answered(self._share(loads, sources.processes)))
+
+    def _send(
+        self, owner: bytes, loads: Sequence[Wanted], answered: Callable[[BucketReply], object],
+        failed: Callable[[BaseException], object],
+    ) -> None:  # fmt: skip
+        ask = self._asking(owner, loads)
+        waiter = Callback(partial(self._took, ask, answered), partial(self._lost, ask, failed))
         try:
-            sources.client.take_tokens(self.key, ask, sources.heard, waiter)
+            self._sources.client.take_tokens(self.key, ask, self._sources.heard, waiter)
         except CacheError as error:
             waiter.set_exception(error)
 
@@ -106,17 +113,23 @@ class _Tokens:
         window = returns_after(self.budget.rate.window)
         with self._lock:
             own = self._own.taken(self._sources.clock(), window)
-            # Told at most once, or lost: rather too many than too few.
+            # Until there is an answer, no other request reports them.
+            unreported, self._unreported = self._unreported, 0
             return Ask(
-                self.budget.rate.loads, window, owner, self._generation, self._unreported, own,
+                self.budget.rate.loads, window, owner, self._generation, unreported, own,
                 offset_of(self._sources.clock), loads,
             )  # fmt: skip
+
+    def _lost(self, ask: Ask, failed: Callable[[BaseException], object], error: BaseException) -> None:
+        with self._lock:
+            # Redis may have counted them: rather too many than too few.
+            self._unreported += ask.unreported
+        failed(error)
 
     def _took(self, ask: Ask, answered: Callable[[BucketReply], object], reply: BucketReply) -> None:
         granted = sum(load.tokens for load, turn in zip(ask.loads, reply.turns, strict=True) if isinstance(turn, int))
         with self._lock:
             self._generation, self._alone = reply.generation, False
-            self._unreported = max(0, self._unreported - ask.unreported)
             self._own.take(self._sources.clock(), granted)
         if reply.paused:
             self._sources.note_paused({self.name: reply.paused})
@@ -134,15 +147,22 @@ class _Tokens:
                 self._own.take(now - random.random() * window, 1)  # nothing secret
             self._alone = True
             for load in loads:
-                due = max(paused, self._own.due(now, rate, before + load.tokens))
+                # One that takes more than the share waits for the whole share.
+                due = max(paused, self._own.due(now, rate, before + min(load.tokens, rate.loads)))
                 if not before and due <= 0:
                     self._own.take(now, load.tokens)
                     self._unreported += load.tokens
                     turns.append(0)
                 else:
                     before += load.tokens
-                    turns.append(due + window * ((before - 1) // rate.loads))
+                    turns.append(due)
             return BucketReply(_ALONE, paused, 0, turns)
+
+    def take_alone(self, tokens: int) -> float:
+        """Take tokens of this process's share, in a thread without a loop; return the seconds until they are there."""
+        processes = self._sources.processes if self._sources.enabled else 1
+        (turn,) = self._share([Wanted(tokens, 0, 0.0)], processes).turns
+        return turn if isinstance(turn, float) else 0.0
 
     async def state(self) -> SourceState:
         """Return what is known of the source.
@@ -155,7 +175,13 @@ class _Tokens:
                 taken = self._own.taken(sources.clock(), returns_after(self.budget.rate.window))
             return SourceState(sources.paused_for(self.name), max(0, self.budget.rate.loads - taken))
         waiter: asyncio.Future[BucketReply] = asyncio.get_running_loop().create_future()
-        sources.client.take_tokens(self.key, self._asking(sources.next_owner(), ()), as_it_is, waiter)
+
+        def settle(take: Callable[[Any], object], outcome: object) -> None:
+            if not waiter.done():
+                take(outcome)
+
+        # Like any other request: what it reports must not be reported again.
+        self._send(sources.next_owner(), (), partial(settle, waiter.set_result), partial(settle, waiter.set_exception))
         reply = await waiter
         return SourceState(reply.paused, reply.free)
 
@@ -230,16 +256,37 @@ class Sources:
 
     # -- loads ----------------------------------------------------------------------------------------------------
 
-    async def take(self, source: Source, held: Held, keys: int) -> None:
-        """Return when a load may ask its source.
+    async def take(self, source: Source, held: Held, keys: int) -> Callable[[], object]:
+        """Return when a load may ask its source, with what gives its tokens back if it does not begin after all.
 
         :param keys: how many keys it loads in one call.
         :raises CacheBudgetError: if it may not wait, or not for long enough.
         """
         if source.budget is None:
             await self._until_resumed(source.name, held)
-        else:
-            await self._bucket(source.name, source.budget).queue().take(held, source.tokens(keys))
+            return _nothing
+        return await self._bucket(source.name, source.budget).queue().take(held, source.tokens(keys))
+
+    def take_alone(self, source: Source, held: Held, keys: int) -> None:
+        """Do the same in a thread, without an event loop: by what this process knows, as in an outage.
+
+        :raises CacheBudgetError: if it may not wait, or not for long enough.
+        """
+        told = False
+        while True:
+            if source.budget is None:
+                left = self.paused_for(source.name)
+            else:
+                left = self._bucket(source.name, source.budget).take_alone(source.tokens(keys))
+            if left <= 0:
+                return
+            if not held.waits() or monotonic() + left > held.until:
+                held.held_back(left, waits=False)
+                raise held.refusal(left)
+            if not told:
+                held.held_back(left, waits=True)
+                told = True
+            time.sleep(left)
 
     def joined(self, source: Source) -> None:
         """Note that callers have joined a load that waits for its turn on this loop."""
@@ -248,14 +295,17 @@ class Sources:
 
     def _bucket(self, name: str, budget: Budget) -> _Tokens:
         found = self._tokens.get(name)
-        if found is not None and found.budget.rate == budget.rate:
-            return found
-        with self._lock:
-            if len(self._tokens) >= _MOST:
-                self._tokens = {
-                    other: each for other, each in self._tokens.items() if any(len(queue) for _, queue in each.queues())
-                }
-            found = self._tokens[name] = _Tokens(self, name, budget)
+        if found is None:
+            with self._lock:
+                if len(self._tokens) >= _MOST:
+                    self._tokens = {
+                        other: each for other, each in self._tokens.items()
+                        if any(len(queue) for _, queue in each.queues())
+                    }  # fmt: skip
+                found = self._tokens.setdefault(name, _Tokens(self, name, budget))
+        if found.budget.rate != budget.rate:
+            # Of a namespace that was made anew. What was taken counts for the new limit, too.
+            found.budget = budget
         return found
 
     async def _until_resumed(self, name: str, held: Held) -> None:
@@ -374,3 +424,7 @@ class Sources:
             return SourceState(self.paused_for(source.name), None)
         bucket = self._bucket(source.name, source.budget)
         return await bucket.state()
+
+
+def _nothing() -> None:
+    """Give back nothing: a source without a budget has no tokens."""

@@ -16,7 +16,7 @@ import contextlib
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from magnus_cache._engine.keys.names import Keyspace
 from magnus_cache._engine.policy.spending import SpendLimit, period_of
@@ -32,6 +32,9 @@ if TYPE_CHECKING:
     from magnus_cache._engine.redis.exchange import Connection
 
 __all__ = ["SpendAnswer", "Spending", "SpendingParts"]
+
+_SAME_END: Final = 60.0
+"""Seconds by which two ends of one period differ at most: Redis tells whole seconds, and hosts measure them."""
 
 _UNKNOWN: Final = 1.0
 """Seconds after which a process asks again that Redis has never answered."""
@@ -52,7 +55,7 @@ class SpendAnswer(NamedTuple):
 class _Account:
     """What one namespace has spent. Thread-safe."""
 
-    __slots__ = ("_lock", "_number", "_open", "_unreported", "ends", "key", "left", "limit", "since")
+    __slots__ = ("_lock", "_number", "_open", "_unreported", "began", "ends", "key", "left", "limit", "since")
 
     def __init__(self, key: bytes, limit: SpendLimit) -> None:
         self.key = key
@@ -67,6 +70,8 @@ class _Account:
         """Spent by this process since then."""
         self.ends = -math.inf
         """The monotonic second at which the period ends."""
+        self.began = -math.inf
+        """The one at which it began, if this process knew the one before."""
 
     def spent(self, nanos: int) -> None:
         """Note what was spent, or given back if it is below 0."""
@@ -97,7 +102,12 @@ class _Account:
                 self._open = (0, 0)
             self.left = self.limit.nanos - reply.spent
             self.since = self._unreported
-            self.ends = now + reply.left
+            self._lasts_until(now + reply.left)
+
+    def _lasts_until(self, end: float) -> None:
+        if end > self.ends + _SAME_END:
+            self.began = self.ends
+        self.ends = end
 
     def alone(self, price: int, share: int, now: float, period_ends: float) -> SpendAnswer:
         """Return whether a load may begin by what this process knows; if so, note its price as spent.
@@ -109,13 +119,40 @@ class _Account:
             if self.left is None:
                 return SpendAnswer(False, _UNKNOWN, known=False)
             if now >= self.ends:
-                self.left, self.since, self.ends = self.limit.nanos, 0, period_ends
+                self.left, self.since = self.limit.nanos, 0
+                self._lasts_until(period_ends)
             whole = max(0, self.left) // share
             if self.since + price > whole or self.since >= whole:
                 return SpendAnswer(False, max(0.0, self.ends - now))
             self._unreported += price
             self.since += price
             return SpendAnswer(True, 0.0)
+
+
+class _Asked:
+    """A question whether a load may begin."""
+
+    __slots__ = ("_charged", "_left", "account", "price", "waiter")
+
+    def __init__(self, account: _Account, price: int, waiter: Any) -> None:
+        self.account = account
+        self.price = price
+        self.waiter = waiter
+        self._charged = self._left = False
+
+    def answered(self, reply: SpendReply) -> None:
+        """Note the answer."""
+        self._charged = reply.allowed
+        self._settle()
+
+    def leave(self) -> None:
+        """Note that the load does not begin."""
+        self._left = True
+        self._settle()
+
+    def _settle(self) -> None:
+        if self._left and self._charged and self.price:
+            self.account.spent(-self.price)
 
 
 class SpendingParts(NamedTuple):
@@ -165,20 +202,39 @@ class Spending:
         """
         account = self._account(namespace, limit)
         if self._parts.enabled:
-            waiter: asyncio.Future[SpendReply] = asyncio.get_running_loop().create_future()
+            asked = _Asked(account, price, asyncio.get_running_loop().create_future())
             try:
-                self._send(account, price, waiter)
-                reply = await waiter
+                self._send(asked)
+                reply = await asked.waiter
             except CacheUnavailableError:
                 pass
+            except BaseException:
+                # Cancelled: what the answer charges for this load, now or later, goes back.
+                asked.leave()
+                self.report()
+                raise
             else:
                 return SpendAnswer(reply.allowed, 0.0 if reply.allowed else max(0.001, reply.left))
+        return self.enter_alone(namespace, limit, price)
+
+    def enter_alone(self, namespace: str, limit: SpendLimit, price: int) -> SpendAnswer:
+        """Do the same by what this process knows, in any thread."""
+        account = self._account(namespace, limit)
         now, share = self._clock(), self._parts.processes() if self._parts.enabled else 1
         return account.alone(price, share, now, self._end(account, now))
 
     def spent(self, namespace: str, limit: SpendLimit, nanos: int) -> None:
-        """Note what loads have cost; below 0 for what was given back. `report` tells Redis."""
+        """Note what loads have cost. `report` tells Redis."""
         self._account(namespace, limit).spent(nanos)
+
+    def give_back(self, namespace: str, limit: SpendLimit, nanos: int, charged: float) -> None:
+        """Note that what was charged for loads was not spent. `report` tells Redis.
+
+        :param charged: when, in monotonic seconds: what an earlier period was charged is not the present one's.
+        """
+        account = self._account(namespace, limit)
+        if charged >= account.began:
+            account.spent(-nanos)
 
     def report(self) -> None:
         """Tell Redis what was spent, through the running loop's connections."""
@@ -187,16 +243,19 @@ class Spending:
         for account in list(self._accounts.values()):
             if account.due:
                 with contextlib.suppress(CacheError):  # it is told when Redis is back
-                    self._send(account, 0, Callback())
+                    self._send(_Asked(account, 0, Callback()))
 
-    def _send(self, account: _Account, price: int, waiter: "asyncio.Future[SpendReply] | Callback") -> None:
-        ask = account.ask(self._parts.owner().encode(), price, offset_of(self._clock))
-        self._client.spend(account.key, ask, partial(self._answered, account, ask), waiter)
+    def _send(self, asked: "_Asked") -> None:
+        account = asked.account
+        ask = account.ask(self._parts.owner().encode(), asked.price, offset_of(self._clock))
+        self._client.spend(account.key, ask, partial(self._answered, asked, ask), asked.waiter)
 
     def _answered(
-        self, account: _Account, ask: SpendAsk, reply: SpendReply, _connection: "Connection", _sent: float
+        self, asked: "_Asked", ask: SpendAsk, reply: SpendReply, _connection: "Connection", _sent: float
     ) -> SpendReply:  # fmt: skip
+        account = asked.account
         account.took(ask, reply, self._clock())
+        asked.answered(reply)
         self._parts.processes()
         if account.due:
             # What was spent while this was under way.

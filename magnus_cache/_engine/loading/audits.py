@@ -19,6 +19,7 @@ from magnus_cache._engine.flights.flight import Flight
 from magnus_cache._engine.loading.loads import Loads
 from magnus_cache._engine.loading.money import paid_for
 from magnus_cache._engine.loading.request import BatchItem, BatchRequest, LoadRequest
+from magnus_cache._engine.loading.spend_gate import give_back
 from magnus_cache._engine.memory.entry import Entry
 from magnus_cache._engine.policy.audits import Sampler
 from magnus_cache._engine.policy.modes import Mode
@@ -158,22 +159,27 @@ class Auditor:
         bucket = bucket_of(self._age(ref.name, entry))
         permits, namespace = self._loads.permits, str(ref.namespace)
         same: bool | None = None
-        try:
-            if permits.limits(ref):
+        began = monotonic()
+        if permits.limits(ref):
+            try:
                 # Behind all loads that callers wait for.
-                await permits.enter(request, flight, monotonic())
+                await permits.enter(request, flight, began)
+            except CacheBudgetError:
+                return
+        try:
             # When the source is asked, not when the value was served: that is what the two have in common.
             bucket = bucket_of(self._age(ref.name, entry))
             with as_current_load(CurrentLoad()):
                 value = modified(await self._loads.call(request.loader, namespace))
             self._count_spent(request, value)
             same = await self._compared(request, entry, value)
-        except CacheBudgetError:
-            return
         except RetryLater as later:
-            await permits.paused(ref, request.options, (flight,), later)
+            await permits.paused(request, flight, later, began)
             return
-        except Exception:  # noqa: BLE001  # raised by the loader: it is counted, and concerns no caller
+        except Exception as error:  # noqa: BLE001  # raised by the loader: it is counted, and concerns no caller
+            give_back(self._state, ref, request.options, (flight,))
+            if isinstance(error, CacheBudgetError):
+                return  # of another load that this one needs
             same = None
         counts.count(namespace, bucket, "failed" if same is None else "checked")
         if same is False:

@@ -16,7 +16,7 @@ from typing import Any, Final
 from magnus_cache._engine.coordination.leases import Fence
 from magnus_cache._engine.flights.context import CurrentLoad, as_current_load
 from magnus_cache._engine.flights.flight import Flight
-from magnus_cache._engine.loading.batch_loads import STARTS_PER_TURN, LoadsTogether, PendingKeys, by_server
+from magnus_cache._engine.loading.batch_loads import REFUSED, STARTS_PER_TURN, LoadsTogether, PendingKeys, by_server
 from magnus_cache._engine.loading.loaded_value import LoadedValue
 from magnus_cache._engine.loading.loads import Loads
 from magnus_cache._engine.loading.money import count_load
@@ -29,7 +29,7 @@ from magnus_cache._engine.runtime.turns import Step, turn
 from magnus_cache._engine.runtime.waiters import running_loop
 from magnus_cache._engine.store.records import MISS, KeyRef
 from magnus_cache._engine.store.stamps import Note
-from magnus_cache.errors import CacheTypeError, RetryLater
+from magnus_cache.errors import CacheBudgetError, CacheTypeError, RetryLater
 
 __all__ = ["Batch", "CallLoader"]
 
@@ -229,14 +229,14 @@ class Batch:
                 self.decided(0)
             error, value = await key.answer
             if error is not None:
-                if isinstance(error, Exception):
+                if isinstance(error, Exception) and value is not REFUSED:
                     await self._loads.record_failure(request, error, started, fence)
                 raise error
             if value is MISS:
                 # Valid for callers with the same loader; others that joined this flight ask their own.
                 flight.look.left_out_by = self._source
                 flight.look.tags = item.tags
-                give_back(self._loads.reads.state, item.ref, request.options, 1)
+                give_back(self._loads.reads.state, item.ref, request.options, (flight,))
                 return LoadedValue(MISS, None)
             cost = count_load(self._loads.reads.state, request, started)
             if isinstance(value, PreparedValue):
@@ -269,13 +269,19 @@ class Batch:
         permits, ref = self._loads.permits, self._ref
         while True:
             if ref is not None and permits.limits(ref):
-                await permits.enter_batch(self._request, ref, flights, self._began)
+                try:
+                    await permits.enter_batch(self._request, ref, flights, self._began)
+                except CacheBudgetError as error:
+                    raise _RefusedError(error) from None
             try:
                 return await self._call(keys, flights)
             except RetryLater as later:
                 if ref is None:
                     raise
-                await permits.paused(ref, self._request.options, flights, later)
+                try:
+                    await permits.paused_batch(self._request, ref, flights, later, self._began)
+                except CacheBudgetError as error:
+                    raise _RefusedError(error) from None
 
     async def _load(self, pending: _Pending) -> None:
         try:
@@ -294,6 +300,10 @@ class Batch:
             if not isinstance(answers, Mapping):
                 kind = type(answers).__name__
                 raise CacheTypeError("batch_loader", f"it has to return a mapping of keys to values, not {kind}")
+        except _RefusedError as refused:
+            for wanted in pending:
+                wanted.resolve(refused.error, REFUSED)
+            return
         except Exception as error:  # noqa: BLE001  # raised by all callers that wait for one of the keys
             for wanted in pending:
                 wanted.resolve(error)
@@ -316,6 +326,14 @@ class Batch:
                 key.resolve(answer)
             else:
                 key.resolve(None, answer)
+
+
+class _RefusedError(Exception):
+    """The loader was not called. What a loader raises itself may be a `CacheBudgetError` as well, of another cache."""
+
+    def __init__(self, error: CacheBudgetError) -> None:
+        super().__init__()
+        self.error = error
 
 
 class _OneShot:

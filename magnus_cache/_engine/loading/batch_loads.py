@@ -36,6 +36,10 @@ _STEP: Final = 100
 """Keys that are entered into the registry of loads in one step of the event loop."""
 
 
+REFUSED: Final = object()
+"""In place of what a loader returns that was not called, as a limit holds it back."""
+
+
 class Pending(Protocol):
     """Keys that are being loaded, and what comes of them."""
 
@@ -90,7 +94,8 @@ class PendingKeys:
         if error is None:
             return Portion(everyone, partial(self._answer, answers), {}, None)
         if isinstance(error, Exception):
-            return Portion((), partial(self._answer, {}), dict.fromkeys(everyone, error), None)
+            errors = dict.fromkeys(everyone, error)
+            return Portion((), partial(self._answer, {}), errors, None, refused=answers is REFUSED)
         raise error
 
     def _answer(self, answers: Mapping[Any, Any], number: int) -> Any:

@@ -103,6 +103,8 @@ class Portion(NamedTuple):
     """By number, the errors of keys whose loads have failed."""
     seconds: float | None
     """How long the loads took; None for one load of all, which began with the batch."""
+    refused: bool = False
+    """Whether the loader was not called, as a limit holds it back."""
 
 
 class _Portion(NamedTuple):
@@ -160,7 +162,8 @@ class BatchResults:
         if portion.numbers:
             await self._store(portion.numbers, portion.answer)
         if portion.errors:
-            await self.fail({places[number]: error for number, error in portion.errors.items()})
+            errors = {places[number]: error for number, error in portion.errors.items()}
+            await self.fail(errors, refused=portion.refused)
 
     async def _store(self, numbers: Sequence[int], answer: Callable[[int], Any]) -> None:
         load, group = self._load, self._load.group
@@ -318,7 +321,9 @@ class BatchResults:
 
     async def _leave_out(self, places: Sequence[int]) -> None:
         """Deliver that the loader omitted some keys."""
-        give_back(self._loads.reads.state, self._ref, self._request.options, len(places))
+        give_back(
+            self._loads.reads.state, self._ref, self._request.options, [self._load.group.flights[at] for at in places]
+        )
         self._load.close(places)
         for start in range(0, len(places), _TOGETHER):
             some = places[start : start + _TOGETHER]
@@ -350,12 +355,17 @@ class BatchResults:
             fence.close()
         self._flights.settle_one(self._load.group, place, outcome)
 
-    async def fail(self, errors: Mapping[int, Exception]) -> None:
-        """Deliver errors of the loader, by place, and release the leases."""
-        if self._ref.freshness is NO_POLICY:
+    async def fail(self, errors: Mapping[int, Exception], *, refused: bool = False) -> None:
+        """Deliver errors of the loader, by place, and release the leases.
+
+        :param refused: whether it was not called: then nothing has failed.
+        """
+        if refused:
+            pass
+        elif self._ref.freshness is NO_POLICY:
             self._ref.counters.load_errors += len(errors)
-            first = next(iter(errors.values()))
-            give_back(self._loads.reads.state, self._ref, self._request.options, len(errors), first)
+            flights = [self._load.group.flights[place] for place in errors]
+            give_back(self._loads.reads.state, self._ref, self._request.options, flights)
             names = [self._load.items[place].ref.name for place in errors]
             self._loads.reads.state.recorder.add_many(names, "load failed", code_of(self._request.options.function))
         else:

@@ -87,7 +87,7 @@ class WarmRunner:
             self.job, self._target.namespace, self._target.function, _process() if holds else None, holds, rounds.keys,
             self._plan.every, round(now - self._since, 3) if holds else 0.0,
             None if rounds.last is None else round(now - rounds.last, 3), rounds.rounds, rounds.refreshed,
-            rounds.failed, rounds.error,
+            rounds.failed, rounds.error, rounds.held_back,
         )  # fmt: skip
 
     # -- its end ------------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any, TypeGuard, TypeVar, cast
 
 from magnus_cache._engine.coordination.leases import Fence
+from magnus_cache._engine.flights.background import WaitExpiredError
 from magnus_cache._engine.flights.context import (
     CURRENT,
     CurrentLoad,
@@ -45,7 +46,7 @@ from magnus_cache._engine.store.local_values import tagged
 from magnus_cache._engine.store.reads import Reads
 from magnus_cache._engine.store.records import MISS, Began, KeyRef
 from magnus_cache._engine.store.revalidation import tags_of
-from magnus_cache.errors import CacheBudgetError, RetryLater
+from magnus_cache.errors import CacheBudgetError, CacheTimeoutError, RetryLater
 from magnus_cache.freshness import NO_POLICY
 
 __all__ = ["LoadedValue", "Loads"]
@@ -142,7 +143,7 @@ class Loads:
                     finally:
                         CURRENT.reset(before)
                 except RetryLater as later:
-                    await self.permits.paused(ref, request.options, (flight,), later)
+                    await self.permits.paused(request, flight, later, began)
                     continue
                 except Exception as error:
                     await self.record_failure(request, error, started, fence)
@@ -218,9 +219,10 @@ class Loads:
             try:
                 got: Fence | Entry = call(self._acquired, request, flight, fences)
             except NoThreadError as error:
+                called = partial(self.called_blocking, loader)
+                load = partial(uncached, self.acquirer, request, flight, called, error)
                 with self.span(request, flight):
-                    called = partial(self.called_blocking, loader)
-                    return uncached(self.acquirer, request, flight, called, error)
+                    return self.permits.called_alone(request, ref, (flight,), load)
             opened = self._opened(ref, got, flight)
             fence = self.to_load(request, flight, got, opened)
             if isinstance(fence, LoadedValue):
@@ -234,7 +236,7 @@ class Loads:
                     with as_current_load(load), self.span(request, flight):
                         value = self.called_blocking(loader)
                 except RetryLater as later:
-                    call(self.permits.paused, ref, request.options, (flight,), later)
+                    call(self.permits.paused, request, flight, later, began)
                     continue
                 except Exception as error:
                     call(self.record_failure, request, error, started, fence)
@@ -256,6 +258,16 @@ class Loads:
             if flight.done:
                 got.close()
         return got
+
+    def expired(self, ref: KeyRef, allowed: float, error: WaitExpiredError) -> CacheBudgetError | CacheTimeoutError:
+        """Return the error for a caller whose time is over: its load is held back, or takes too long.
+
+        :param allowed: seconds that it might wait.
+        """
+        held_back = self.permits.budgets.expired(ref.name)
+        if held_back is not None:
+            return held_back
+        return CacheTimeoutError(ref.namespace, allowed, goes_on=not error.limit_reached)
 
     def span(self, request: LoadRequest[Any], flight: Flight | None) -> AbstractContextManager[None]:
         """Return a context manager for the call of a loader, which tells observers of the load."""
@@ -340,7 +352,7 @@ class Loads:
         ref, freshness = request.ref, request.ref.freshness
         self._state.recorder.add_call(ref.name, "load failed", request.options.function, type(error).__name__)
         ref.counters.load_errors += 1
-        give_back(self._state, ref, request.options, 1, error)
+        give_back(self._state, ref, request.options, (fence.flight,))
         if freshness is NO_POLICY or fence.flight.loop_stopped or isinstance(error, CacheBudgetError):
             return
         ttl = freshness.negative_ttl(error)

@@ -139,7 +139,7 @@ class StalePolicy:
         except WaitExpiredError as error:
             self._count_timeout(ref, error)
             if stale is MISS:
-                raise CacheTimeoutError(ref.namespace, allowed or 0.0, goes_on=not error.limit_reached) from None
+                raise self._loads.expired(ref, allowed or 0.0, error) from None
         except CacheDeadlockError:
             # With a soft timeout, the stale value is returned instead.
             if soft is None:
@@ -170,7 +170,7 @@ class StalePolicy:
             return await self._loads.load(request._replace(max_wait=allowed))
         except WaitExpiredError as error:
             self._count_timeout(request.ref, error)
-            raise CacheTimeoutError(request.ref.namespace, allowed, goes_on=not error.limit_reached) from None
+            raise self._loads.expired(request.ref, allowed, error) from None
 
     def load_blocking(self, request: LoadRequest[T]) -> T:
         """Return the same as `load`, for a blocking caller.

@@ -44,9 +44,6 @@ def uncached(
     ref.counters.load_micros += int(cost * MICROSECONDS)
     if request.options.cost is not None:
         ref.counters.spent_nanos += request.options.cost.nanos
-        if (limit := ref.namespace.spending) is not None and request.options.cost.nanos:
-            # It has passed no gate. Redis is told with the next load.
-            state.spending.spent(ref.namespace, limit, request.options.cost.nanos)
         paid_for(state, request, value)
     state.stats.load_latency.add(cost)
     payload: bytes | None = None

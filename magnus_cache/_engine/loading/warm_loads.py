@@ -348,7 +348,7 @@ class WarmLoads:
         namespace = str(job.item.ref.namespace)
         for loaded, error, value, started in await self._loads.call(partial(self._called, job), namespace):
             if isinstance(error, RetryLater) and (flight := loaded.flight) is not None:
-                await self._loads.permits.paused(loaded.item.ref, self._request.options, (flight,), error)
+                await self._loads.permits.paused_warm(self._request.of_key(loaded.item), flight, error)
                 await self._load(loaded)
                 continue
             if error is None and inspect.isawaitable(value):
@@ -381,7 +381,7 @@ class WarmLoads:
             except Exception as failure:  # noqa: BLE001  # as in `_load`
                 error = failure
             done.append((job, error, value, started))
-            if inspect.isawaitable(value) or monotonic() > until:
+            if inspect.isawaitable(value) or isinstance(error, RetryLater) or monotonic() > until:
                 break
             job = self._next_together()
         return done

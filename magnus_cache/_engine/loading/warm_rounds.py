@@ -21,7 +21,7 @@ from magnus_cache._engine.runtime.loop_end import loop_task
 from magnus_cache._engine.runtime.observers import WarmRound
 from magnus_cache._engine.runtime.turns import in_turns, turn
 from magnus_cache._engine.store.lifetimes import Lifetimes, Look
-from magnus_cache.errors import CacheClosedError, CacheTimeoutError
+from magnus_cache.errors import CacheBudgetError, CacheClosedError
 
 __all__ = ["WarmRounds"]
 
@@ -56,6 +56,7 @@ class WarmRounds:
     :ivar last: when that was last, in monotonic seconds; None before the first time.
     :ivar refreshed: values that were loaded.
     :ivar failed: loads that failed.
+    :ivar held_back: attempts that a budget, a limit of spending or a paused source held back.
     :ivar error: the class of the last error.
     """
 
@@ -78,7 +79,7 @@ class WarmRounds:
         self._workers: set[asyncio.Task[None]] = set()
         self._changed, self._anew = asyncio.Event(), asyncio.Event()
         self.job = ""
-        self.rounds = self.refreshed = self.failed = 0
+        self.rounds = self.refreshed = self.failed = self.held_back = 0
         self.last: float | None = None
         self.error: str | None = None
 
@@ -273,8 +274,7 @@ class WarmRounds:
         try:
             await self._loads.outcome(request)
         except WaitExpiredError as error:
-            timeout = CacheTimeoutError(item.ref.namespace, allowed, goes_on=not error.limit_reached)
-            return {item.ref.name: timeout}
+            return {item.ref.name: self._loads.expired(item.ref, allowed, error)}
         except (Exception, asyncio.CancelledError, SystemExit) as error:  # logged
             if _is_cancelled(error):
                 raise
@@ -299,16 +299,22 @@ class WarmRounds:
         looks, now = await self._lifetimes.look([item.ref for item, _ in some]), self._clock()
         for (item, before), after in zip(some, looks, strict=True):
             name = item.ref.name
-            if (error := errors.get(name)) is not None:
+            error = errors.get(name)
+            if isinstance(error, CacheBudgetError):
+                # Not begun: it waits for its turn, and the source is as well as before.
+                self.held_back += 1
+                self._schedule.held_back(name, after, now, max(_TICK, min(error.retry_after, _DAY)))
+            elif error is not None:
                 self.failed += 1
                 self._schedule.failed(name, after, now, _pause_of(error))
             elif self._schedule.loaded(name, before, after, now):
                 self.refreshed += 1
                 item.ref.counters.early_refreshes += before is not None and before.lifetime.left > 0
         self._changed.set()
-        if errors:
-            error = next(iter(errors.values()))
-            self._problem("load", f"{len(errors)} of its loads failed ({type(error).__name__})", error)
+        failures = [error for error in errors.values() if not isinstance(error, CacheBudgetError)]
+        if failures:
+            what = f"{len(failures)} of its loads failed ({type(failures[0]).__name__})"
+            self._problem("load", what, failures[0])
 
     def _problem(self, topic: str, what: str, error: BaseException) -> None:
         """Log what went wrong, once a minute at most."""

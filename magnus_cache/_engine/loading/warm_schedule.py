@@ -22,6 +22,7 @@ class _Known(NamedTuple):
     :ivar failures: how often its load has failed since that version was seen first.
     :ivar end: its end, in monotonic seconds, if loading it again did not move that.
     :ivar took: seconds that its load took here: its age is counted from when that began.
+    :ivar held_until: until when its load may not begin, in monotonic seconds.
     """
 
     span: float
@@ -29,6 +30,7 @@ class _Known(NamedTuple):
     failures: int = 0
     end: float = -math.inf
     took: float = 0.0
+    held_until: float = -math.inf
 
 
 class WarmSchedule:
@@ -89,11 +91,11 @@ class WarmSchedule:
         :param look: what was seen of it; None without a value.
         """
         known = self._known.get(name, _Known(self._span))
-        if known.failures and known.version == _version(look):
+        if (known.failures or now < known.held_until) and known.version == _version(look):
             # Its next attempt is due when its last one said.
             return self._due.get(name, now), False
         took = known.took if known.version == _version(look) else 0.0
-        known = known._replace(version=_version(look), failures=0, took=took)
+        known = known._replace(version=_version(look), failures=0, took=took, held_until=-math.inf)
         at, may_move = now, False
         if look is not None:
             age, left = max(0.0, look.lifetime.age - took), look.lifetime.left
@@ -131,6 +133,20 @@ class WarmSchedule:
         failures = known.failures + 1
         self._known[name] = known._replace(failures=failures, version=_version(look))
         self.set(name, now + (retry_after(failures, known.span or self._span) if pause is None else pause))
+
+    def held_back(self, name: bytes, look: Look | None, now: float, pause: float) -> None:
+        """Note that the load of a value could not begin, and enter when it may; nothing has failed.
+
+        :param look: what is there.
+        :param pause: seconds after which it may begin.
+        """
+        known = self._known.get(name, _Known(self._span))
+        if known.version != _version(look):
+            # Someone else has loaded it meanwhile.
+            self.set(name, self.judge(name, look, now)[0])
+            return
+        self._known[name] = known._replace(held_until=now + pause)
+        self.set(name, now + pause)
 
     def gap(self, count: int) -> float:
         """Return the seconds between the loads of two values that follow each other, of so many values."""

@@ -1,5 +1,6 @@
 """The tokens of a bucket that this process has taken: what is its share without Redis, and what it reports to Redis."""
 
+import math
 from collections import deque
 from typing import Final
 
@@ -52,7 +53,16 @@ class OwnTokens:
             self._times.pop()
 
     def due(self, now: float, rate: Rate, tokens: int) -> float:
-        """Return the seconds until some tokens can be taken at a rate; 0 if they can be taken now."""
+        """Return the seconds until some tokens can be taken at a rate; 0 if they can be taken now.
+
+        :param tokens: of a load and of all that come before it. The script `TAKE` counts the same way.
+        """
         window = returns_after(rate.window)
-        over = self.taken(now, window) + min(tokens, rate.loads) - rate.loads
-        return max(0.0, self._times[over - 1] + window - now) if over > 0 else 0.0
+        taken = self.taken(now, window)
+        place = taken + tokens - rate.loads - 1
+        if place < 0:
+            return 0.0
+        # How many of the loads before it have to begin first, and be a window old themselves.
+        rounds = max(0, math.ceil((place - taken + 1) / rate.loads))
+        turn = place - rounds * rate.loads
+        return max(0.0, (self._times[turn] + window - now if turn >= 0 else 0.0) + window * rounds)

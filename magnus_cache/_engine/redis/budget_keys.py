@@ -49,7 +49,8 @@ local upto, oldest = tonumber(head[1]) or 0, tonumber(head[2]) or 0
 local until_ = tonumber(head[4]) or 0
 """
 
-# After a clock that was set back, times lie ahead: they count as now, or the source would rest until then.
+# After a clock that was set back, times lie ahead. Tokens count as taken now, or the source would rest until then. The
+# end of a pause, and the turns of those that wait, move back as the clock did.
 _TAKE: Final = Script(
     "TAKE",
     f"""
@@ -61,10 +62,13 @@ if not generation or (known ~= '' and known ~= generation) then
   if known ~= '' then taken = tonumber(ARGV[6]) end
   generation = generation or text(now)
 end
-if now < (tonumber(head[6]) or 0) then
+local back = math.max((tonumber(head[6]) or 0) - now, 0)
+if back > 0 then
   for place = oldest, upto - 1 do
     if at(place) > now then redis.call('HSET', KEYS[1], 't' .. text(place), text(now)) end
   end
+  until_ = math.max(until_ - back, 0)
+  redis.call('HSET', KEYS[1], 'u', text(until_))
 end
 local low, high = oldest, upto
 while low < high do
@@ -94,10 +98,14 @@ end
 waiting[owner] = nil
 local order, mine = {{}}, {{}}
 for other, told in pairs(waiting) do
+  told[1] = told[1] - back
   if told[1] + {_PATIENCE} < now then
     waiting[other] = nil
   else
-    for place = 2, #told do order[#order + 1] = told[place] end
+    for place = 2, #told do
+      told[place][3] = told[place][3] - back
+      order[#order + 1] = told[place]
+    end
   end
 end
 for place = 8, #ARGV, 3 do
@@ -126,8 +134,9 @@ for _, load in ipairs(order) do
     if load[4] then
       local place, due = before - 1 - free, now
       if place >= 0 then
-        local turn = place % size
-        due = (turn < upto - oldest and at(oldest + turn) or now) + window * (1 + math.floor(place / size))
+        local rounds = math.max(math.ceil((place - (upto - oldest) + 1) / size), 0)
+        local turn = place - rounds * size
+        due = (turn >= 0 and at(oldest + turn) + window or now) + window * rounds
       end
       due = math.max(due, until_, now)
       answer[load[4]] = due - now
@@ -172,10 +181,11 @@ _PAUSE: Final = Script(
     f"""
 local ahead = tonumber(ARGV[3])
 {_NOW}{_HELD}
-until_ = math.max(until_, now + tonumber(ARGV[1]))
-redis.call('HSET', KEYS[1], 'u', text(until_), 'g', head[3] or text(now))
-redis.call('PEXPIRE', KEYS[1], text(math.ceil((tonumber(ARGV[2]) + until_ - now) / 1000) + 1000))
-return math.ceil(until_ - now)
+local back = math.max((tonumber(head[6]) or 0) - now, 0)
+until_ = math.max(until_, now + back + tonumber(ARGV[1]))
+redis.call('HSET', KEYS[1], 'u', text(until_), 'g', head[3] or text(now), 'l', text(now + back))
+redis.call('PEXPIRE', KEYS[1], text(math.ceil((tonumber(ARGV[2]) + until_ - back - now) / 1000) + 1000))
+return math.ceil(until_ - back - now)
 """,
 )
 

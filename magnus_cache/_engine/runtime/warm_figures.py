@@ -28,6 +28,7 @@ class WarmJob:
     :ivar refreshed: values that were loaded.
     :ivar failed: loads that failed.
     :ivar error: the class of the last error, such as ``"TimeoutError"``; None without one.
+    :ivar held_back: attempts that a budget, a limit of spending or a paused source held back; they are no failures.
     """
 
     name: str
@@ -43,6 +44,7 @@ class WarmJob:
     refreshed: int = 0
     failed: int = 0
     error: str | None = None
+    held_back: int = 0
 
     def elsewhere(self) -> "WarmJob":
         """Return the same job without a process that refreshes its values."""
@@ -73,4 +75,5 @@ def read(raw: bytes) -> WarmJob | None:
 def _is_sound(job: WarmJob) -> bool:
     texts = job.name, job.namespace, job.function, job.process or "", job.error or ""
     numbers = job.keys, job.every or 0, job.since, job.last_round or 0, job.rounds, job.refreshed, job.failed
+    numbers += (job.held_back,)
     return all(type(text) is str for text in texts) and all(type(number) in {int, float} for number in numbers)

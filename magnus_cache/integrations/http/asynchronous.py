@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Self, Unpack
 
 from magnus_cache import (
     AsyncCacheManager,
+    CacheBudgetError,
     CacheEncodeError,
     CacheManager,
     CacheUnavailableError,
@@ -158,6 +159,8 @@ class AsyncCacheTransport(Transport):  # type: ignore[misc]  # see above
                 await live.aclose()
             if isinstance(error, Refused) or not isinstance(error, Exception):
                 raise
+            if isinstance(error, CacheBudgetError):
+                raise exchange.held_back(error) from None
             raise own_error(error, request)  # noqa: B904  # it says itself where it comes from
         finally:
             # The task has its error, whose traceback has this frame: together they would be freed late.
@@ -166,7 +169,7 @@ class AsyncCacheTransport(Transport):  # type: ignore[misc]  # see above
 
     async def _direct(self, request: Any, exchange: Exchange) -> Any:
         """Return the server's response for this caller alone."""
-        got = await self._fetch(request, exchange)
+        got = await self._fetch(request, exchange, loads=False)
         live, answer = exchange.take(), Answer(*got)
         if live is None:
             return response_of(request, answer, exchange.fields_for(answer))
@@ -220,10 +223,12 @@ class AsyncCacheTransport(Transport):  # type: ignore[misc]  # see above
             exchange.failed(error)
             raise
 
-    async def _fetch(self, request: Any, exchange: Exchange) -> tuple[Any, ...]:
+    async def _fetch(self, request: Any, exchange: Exchange, *, loads: bool = True) -> tuple[Any, ...]:
         """Ask the server, and return what to store. A response that is not stored is offered to the caller.
 
+        :param loads: whether a load of the cache asks.
         :raises Refused: if the server asked to be left alone, or failed.
+        :raises RetryLater: to the cache, if the server asked to be left alone, and has a budget.
         :raises Exception: what the wrapped transport raises.
         """
         await self._check_pause(exchange)
@@ -242,14 +247,22 @@ class AsyncCacheTransport(Transport):  # type: ignore[misc]  # see above
                     continue
                 if step is Step.LIVE:
                     return await self._handed_over(exchange, marked(response), response)
-                return await self._read(request, exchange, response, answer, refused=step is Step.REFUSED)
+                got = await self._read(request, exchange, response, answer, refused=step is Step.REFUSED)
+                if not isinstance(got, Answer):
+                    return got
+                if got.life and loads and (later := exchange.refused(got)) is not None:
+                    raise later
+                if got.life:
+                    await self._pause(exchange, got)
+                raise Refused(got)
             except BaseException:
                 await response.aclose()
                 raise
 
     async def _read(
         self, request: Any, exchange: Exchange, response: Any, answer: Answer, *, refused: bool
-    ) -> tuple[Any, ...]:
+    ) -> Answer | tuple[Any, ...]:
+        """Return what to store, or as an `Answer` the refusal."""
         download = Download(response, exchange.policy.max_body_bytes)
         reading = Reading(request, response, download)
         offered = not refused and exchange.offer(reading)
@@ -258,10 +271,7 @@ class AsyncCacheTransport(Transport):  # type: ignore[misc]  # see above
                 return tuple(exchange.mark())
             return await self._handed_over(exchange, reading, response)
         if refused:
-            answer = answer._replace(body=download.body)
-            if answer.life:
-                await self._pause(exchange, answer)
-            raise Refused(answer)
+            return answer._replace(body=download.body)
         head = answer_of(response)
         if not is_complete(exchange.head.method, head.status, head.fields, download.size, framed=is_framed(response)):
             if not offered:

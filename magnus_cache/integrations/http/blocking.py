@@ -6,7 +6,15 @@ from functools import partial
 from time import monotonic
 from typing import Any, Protocol
 
-from magnus_cache import AsyncCacheManager, CacheEncodeError, CacheManager, CacheUnavailableError, get_cache_manager
+from magnus_cache import (
+    AsyncCacheManager,
+    CacheBudgetError,
+    CacheEncodeError,
+    CacheManager,
+    CacheUnavailableError,
+    RetryLater,
+    get_cache_manager,
+)
 from magnus_cache.integrations.http.answers import PASS, Answer, Refused, bodiless, restored
 from magnus_cache.integrations.http.exchange import ORIGIN, Exchange, Step, Way, invalidated_by, is_complete, way_of
 from magnus_cache.integrations.http.keys import Head
@@ -134,6 +142,8 @@ class BlockingExchange:
                 if exchange.is_for_caller(refused):
                     raise
                 break
+            except CacheBudgetError as error:
+                raise exchange.held_back(error) from None
             except Exception as error:  # noqa: BLE001  # raised again
                 if exchange.asks_again(error):
                     continue
@@ -149,7 +159,7 @@ class BlockingExchange:
                 return client.response_of(answer, exchange.fields_for(answer))
             if not exchange.select(answer):
                 break
-        answer = Answer(*self._fetch(client, exchange))
+        answer = Answer(*self._fetch(client, exchange, loads=False))
         live = exchange.take()
         return client.response_of(answer, exchange.fields_for(answer)) if live is None else live.response()
 
@@ -198,10 +208,12 @@ class BlockingExchange:
             exchange.failed(error)
             raise
 
-    def _fetch(self, client: Client, exchange: Exchange) -> tuple[Any, ...]:
+    def _fetch(self, client: Client, exchange: Exchange, *, loads: bool = True) -> tuple[Any, ...]:
         """Ask the server, and return what to store. A response that is not stored is offered to the caller.
 
+        :param loads: whether a load of the cache asks.
         :raises Refused: if the server asked to be left alone, or failed.
+        :raises RetryLater: to the cache, if the server asked to be left alone, and has a budget.
         :raises Exception: what the wrapped transport raises.
         """
         stored = self._manager.get(self.policy.resolved, exchange.source)
@@ -223,14 +235,22 @@ class BlockingExchange:
                     continue
                 if step is Step.LIVE:
                     return _handed_over(exchange, _Offered(live, None, iter(())))
-                return self._read(exchange, live, answer, refused=step is Step.REFUSED)
-            except Refused:
+                got = self._read(exchange, live, answer, refused=step is Step.REFUSED)
+                if not isinstance(got, Answer):
+                    return got
+                if got.life and loads and (later := exchange.refused(got)) is not None:
+                    raise later
+                if got.life:
+                    self._pause(exchange, got)
+                raise Refused(got)
+            except (Refused, RetryLater):
                 raise
             except BaseException:
                 live.close()
                 raise
 
-    def _read(self, exchange: Exchange, live: Live, answer: Answer, *, refused: bool) -> tuple[Any, ...]:
+    def _read(self, exchange: Exchange, live: Live, answer: Answer, *, refused: bool) -> Answer | tuple[Any, ...]:
+        """Return what to store, or as an `Answer` the refusal."""
         read, size, chunks = list[bytes](), 0, live.chunks()
         for chunk in chunks:
             read.append(chunk)
@@ -243,11 +263,7 @@ class BlockingExchange:
             return _handed_over(exchange, _Offered(live, read, iter(())))
         live.close()
         answer = answer._replace(body=b"".join(read))
-        if not refused:
-            return tuple(answer)
-        if answer.life:
-            self._pause(exchange, answer)
-        raise Refused(answer)
+        return answer if refused else tuple(answer)
 
     def _pause(self, exchange: Exchange, answer: Answer) -> None:
         store = partial(self._manager.set, self.policy.resolved, exchange.source, ttl=answer.life)

@@ -8,6 +8,7 @@ from time import time
 from typing import Any, Final
 from urllib.parse import urljoin, urlsplit
 
+from magnus_cache.errors import CacheBudgetError, RetryLater
 from magnus_cache.freshness import FreshnessOptions, FreshnessState
 from magnus_cache.integrations.http.answers import PASS, Answer, Refused, made, new_stamp, restored
 from magnus_cache.integrations.http.fields import (
@@ -153,6 +154,7 @@ class Exchange:
         self._lock = threading.Lock()
         self.waits = True
         self._has_failed = self._has_asked_again = False
+        self._refusal: Answer | None = None
         self._live: Any = None
         self.on_offer: Callable[[], object] | None = None
 
@@ -344,6 +346,25 @@ class Exchange:
 
     # -- a response that is not read by the loader --------------------------------------------------------------
 
+    def refused(self, answer: Answer) -> RetryLater | None:
+        """Note the server's word to be left alone; return what tells the fleet, if the source of this URL has a budget.
+
+        Then its callers wait, or get this response. Without a budget, they all get the response until the time is over.
+        """
+        rules = self.policy.resolved.budgets
+        if rules is None or rules.source(self.key) is None:
+            return None
+        self._refusal = answer
+        return RetryLater(answer.life)
+
+    def held_back(self, error: CacheBudgetError) -> Refused:
+        """Return the error for a request that a limit holds back for longer than its caller may wait: a 429."""
+        answer = self._refusal
+        if answer is None:
+            answer = made(429, reason="Too Many Requests", fields=(("content-length", "0"),))
+        self._fetched[answer.stamp] = "miss"
+        return Refused(_asking_to_wait(answer, error.retry_after))
+
     def offer(self, live: Any) -> bool:
         """Hand a live response to the caller; return False if the caller has left, so that the loader closes it."""
         with self._lock:
@@ -389,6 +410,10 @@ class Exchange:
         if answer is None:
             return None
         self._fetched[answer.stamp] = "miss"
-        wait = max(1, math.ceil(answer.life if left is None else left))
-        fields = [(name, value) for name, value in answer.fields if name != "retry-after"]
-        return Refused(answer._replace(fields=(*fields, ("retry-after", str(wait)))))
+        return Refused(_asking_to_wait(answer, answer.life if left is None else left))
+
+
+def _asking_to_wait(answer: Answer, seconds: float) -> Answer:
+    """Return an answer with a Retry-After of some seconds, at least one."""
+    fields = [(name, value) for name, value in answer.fields if name != "retry-after"]
+    return answer._replace(fields=(*fields, ("retry-after", str(max(1, math.ceil(seconds))))))

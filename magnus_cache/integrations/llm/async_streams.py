@@ -12,7 +12,8 @@ from collections.abc import AsyncIterator, Callable, Iterable
 from types import TracebackType
 from typing import Any, Self
 
-from magnus_cache import CacheError, CacheTypeError
+from magnus_cache import CacheError, CacheTypeError, RetryLater
+from magnus_cache.integrations.llm.refusals import Refusals
 from magnus_cache.integrations.llm.requests import Request
 from magnus_cache.integrations.llm.streams import END, OPEN, TOO_LONG, Rest, collected, copy_of
 
@@ -24,14 +25,18 @@ class AsyncCollector:
 
     :param most: chunks that are collected at most.
     :param ended: called when a stream has ended: with its chunks, or None if it is not whole.
+    :param refusals: what the service refuses.
     :ivar began: whether the load of this call has begun; it does not if there is a value, or if another call loads.
     :ivar wanted: whether the reader is there.
     """
 
-    def __init__(self, request: Request, most: int, ended: Callable[[list[Any] | None], object]) -> None:
+    def __init__(
+        self, request: Request, most: int, ended: Callable[[list[Any] | None], object], refusals: Refusals
+    ) -> None:  # fmt: skip
         self._request = request
         self._most = most
         self._ended = ended
+        self._refusals = refusals
         self.began = False
         self.wanted = True
         self._opened = self._running = False
@@ -49,11 +54,17 @@ class AsyncCollector:
         self._running = self._running or feeds
         source: Any = None
         try:
-            source = await opened_stream(self._request)
+            with self._refusals.told():
+                source = await opened_stream(self._request)
             if feeds:
                 self._opened = True
                 self._events.put_nowait(OPEN)
             return await self._collect(source, feeds=feeds)
+        except RetryLater:
+            if feeds:
+                # The next call of the load is the first one again.
+                self.began = False
+            raise
         except BaseException as error:
             if feeds:
                 self._error = error

@@ -13,7 +13,8 @@ from contextvars import copy_context
 from types import TracebackType
 from typing import Any, Self
 
-from magnus_cache import CacheTypeError
+from magnus_cache import CacheTypeError, RetryLater
+from magnus_cache.integrations.llm.refusals import Refusals
 from magnus_cache.integrations.llm.requests import Request
 from magnus_cache.integrations.llm.streams import ABANDONED, END, OPEN, TOO_LONG, Rest, collected, copy_of
 
@@ -25,15 +26,19 @@ class Collector:
 
     :param most: chunks that are collected at most.
     :param ended: called when a stream has ended: with its chunks, or None if it is not whole.
+    :param refusals: what the service refuses.
     :ivar began: whether the load of this call has begun; it does not if there is a value, or if another call loads.
     :ivar wanted: whether the reader is there.
     :ivar live: whether there is a reader while the load runs.
     """
 
-    def __init__(self, request: Request, most: int, ended: Callable[[list[Any] | None], object]) -> None:
+    def __init__(
+        self, request: Request, most: int, ended: Callable[[list[Any] | None], object], refusals: Refusals
+    ) -> None:  # fmt: skip
         self._request = request
         self._most = most
         self._ended = ended
+        self._refusals = refusals
         self.began = self.live = False
         self.wanted = True
         self._opened = self._running = self._returned = False
@@ -52,11 +57,17 @@ class Collector:
         feeds, self.began = self.live and not self.began, True
         self._running = self._running or feeds
         try:
-            source = opened_stream(self._request)
+            with self._refusals.told():
+                source = opened_stream(self._request)
             if feeds:
                 self._opened = True
                 self._events.put(OPEN)
             return self._collect(source, feeds=feeds)
+        except RetryLater:
+            if feeds:
+                # The next call of the load is the first one again.
+                self.began = False
+            raise
         except BaseException as error:
             if feeds:
                 self._error = error

@@ -8,9 +8,11 @@ from functools import partial
 from typing import Any, TypeVar, cast
 
 from magnus_cache import AsyncCacheManager, CacheArgumentError, CacheManager, CacheTypeError
+from magnus_cache._engine.policy.registry import default_registry
 from magnus_cache.integrations.llm.async_streams import AsyncCollector, AsyncLLMStream
 from magnus_cache.integrations.llm.async_streams import opened_stream as opened_async
 from magnus_cache.integrations.llm.blocking_streams import Collector, LLMStream, opened_stream
+from magnus_cache.integrations.llm.refusals import Refusals
 from magnus_cache.integrations.llm.replies import is_unfinished
 from magnus_cache.integrations.llm.requests import Request, RequestMaker
 from magnus_cache.integrations.llm.streams import ABANDONED, TOO_LONG, chunks_of
@@ -83,11 +85,12 @@ class LLMCache:
         asked = self._requests.make(function, request, sample)
         if asked.streams:
             return self._stream(asked)
-        paid = False
+        paid, refusals = False, self._refusals(asked)
 
         def load() -> Any:
             nonlocal paid
-            reply = asked.call()
+            with refusals.told():
+                reply = asked.call()
             if inspect.isawaitable(reply):
                 if inspect.iscoroutine(reply):
                     reply.close()
@@ -96,7 +99,8 @@ class LLMCache:
             paid = True
             return reply
 
-        reply = self._sync.get_or_set(self._namespace, asked.key, load, **self._options)
+        with refusals.kept():
+            reply = self._sync.get_or_set(self._namespace, asked.key, load, **self._options)
         if not paid:
             self._meter.count(reply, asked.model, paid=False)
         return reply
@@ -113,18 +117,20 @@ class LLMCache:
         asked = self._requests.make(function, request, sample)
         if asked.streams:
             return await self._astream(asked)
-        paid = False
+        paid, refusals = False, self._refusals(asked)
 
         async def load() -> Any:
             nonlocal paid
-            reply = asked.call() if _is_awaited(function) else await asyncio.to_thread(asked.call)
-            if inspect.isawaitable(reply):
-                reply = await reply
+            with refusals.told():
+                reply = asked.call() if _is_awaited(function) else await asyncio.to_thread(asked.call)
+                if inspect.isawaitable(reply):
+                    reply = await reply
             self._meter.count(_checked(reply), asked.model, paid=True)
             paid = True
             return reply
 
-        reply = await self._aio.get_or_set(self._namespace, asked.key, load, **self._options)
+        with refusals.kept():
+            reply = await self._aio.get_or_set(self._namespace, asked.key, load, **self._options)
         if not paid:
             self._meter.count(reply, asked.model, paid=False)
         return reply
@@ -190,6 +196,10 @@ class LLMCache:
         """
         return self._meter.usage()
 
+    def _refusals(self, request: Request) -> Refusals:
+        rules = default_registry.resolve(self._namespace).budgets
+        return Refusals(pauses=rules is not None and rules.source(request.key) is not None)
+
     # -- streams --------------------------------------------------------------------------------------------
 
     def _skips(self, value: Any) -> bool:
@@ -211,7 +221,7 @@ class LLMCache:
 
     def _stream(self, request: Request) -> LLMStream:
         while True:
-            collector = Collector(request, self._most, partial(self._ended, request))
+            collector = Collector(request, self._most, partial(self._ended, request), self._refusals(request))
             call = partial(self._sync.get_or_set, self._namespace, request.key, collector.load, **self._options)
             if self._sync.contains(self._namespace, request.key):
                 # No thread for a hit. If the value ends in this moment, its chunks come all at once.
@@ -232,7 +242,7 @@ class LLMCache:
 
     async def _astream(self, request: Request) -> AsyncLLMStream:
         while True:
-            collector = AsyncCollector(request, self._most, partial(self._ended, request))
+            collector = AsyncCollector(request, self._most, partial(self._ended, request), self._refusals(request))
             task = asyncio.ensure_future(
                 self._aio.get_or_set(self._namespace, request.key, collector.load, **self._options)
             )
