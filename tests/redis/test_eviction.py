@@ -10,8 +10,8 @@ import redis
 from magnus_cache import AsyncCacheManager
 from magnus_cache._engine.redis import handshake
 from magnus_cache._engine.redis.commands import Command, pack
-from magnus_cache.embedded import EmbeddedServer, find_redis, find_valkey
-from tests.conftest import SERVERS
+from magnus_cache.embedded import EmbeddedServer
+from tests.conftest import SERVERS, binary_of
 from tests.support.wait import wait_until_async
 
 pytestmark = pytest.mark.anyio
@@ -19,8 +19,7 @@ pytestmark = pytest.mark.anyio
 
 @pytest.fixture(params=SERVERS)
 def own(request: pytest.FixtureRequest) -> Iterator[EmbeddedServer]:
-    binary = find_valkey() if request.param == "valkey" else find_redis()
-    with EmbeddedServer(binary, maxmemory_policy="volatile-ttl", maxmemory_samples="64") as server:
+    with EmbeddedServer(binary_of(request.param), maxmemory_policy="volatile-ttl", maxmemory_samples="64") as server:
         yield server
 
 

@@ -15,9 +15,9 @@ from redis.retry import Retry
 
 from magnus_cache import AsyncCacheManager, CacheManager
 from magnus_cache._engine.redis import commands
-from magnus_cache.embedded import EmbeddedServer, find_redis
+from magnus_cache.embedded import EmbeddedServer
 from magnus_cache.testing import Proxy
-from tests.conftest import SERVERS
+from tests.conftest import SERVERS, binary_of
 from tests.support.inside import wire_of
 from tests.support.wait import wait_until, wait_until_async
 
@@ -74,7 +74,7 @@ def start(request: pytest.FixtureRequest, private_server_with: Start) -> Any:
     servers: list[EmbeddedServer] = []
 
     def of_redis(**options: str) -> EmbeddedServer:
-        servers.append(EmbeddedServer(find_redis(), **options).start())
+        servers.append(EmbeddedServer(binary_of("redis"), **options).start())
         return servers[-1]
 
     yield of_redis

@@ -20,6 +20,7 @@ from tests.support.fleet_of_managers import fleet, kept, near
 from tests.support.inside import all_answered, state_of, wire_of
 from tests.support.lanes import NEAR, through_the_lane
 from tests.support.loaders import Slow
+from tests.support.rights import UNTRACKED
 from tests.support.wait import wait_until, wait_until_answered, wait_until_async
 
 BOUND = 10.0
@@ -339,7 +340,7 @@ async def test_invariant_5_a_lost_connection_ends_what_stood_on_it(proxy: Proxy,
 @pytest.fixture
 def unable(url: str, raw: redis.Redis) -> Iterator[str]:
     """A user who may not ask for announcements."""
-    raw.acl_setuser("limited", enabled=True, passwords=["+pw"], keys=["*"], commands=["+@all", "-client|tracking"])
+    raw.acl_setuser("limited", enabled=True, passwords=["+pw"], keys=["*"], commands=UNTRACKED)
     yield url.replace("redis://", "redis://limited:pw@")
     raw.acl_deluser("limited")
 

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 
 from magnus_cache import TTL_FOREVER, AsyncCacheManager, CacheManager, CacheNamespaces, Namespace
-from magnus_cache.embedded import EmbeddedServer, find_valkey
+from magnus_cache.embedded import EmbeddedServer
 from magnus_cache.errors import CacheArgumentError, CacheEncodeError, CacheTypeError
 from magnus_cache.testing import EmbeddedCluster, EmbeddedSentinels
-from tests.conftest import SERVERS, emptied
+from tests.conftest import SERVERS, binary_of, emptied
 from tests.support import groups, rights
 from tests.support.wait import wait_until
 
@@ -52,11 +52,11 @@ def place(
     if request.param == "memory":
         yield lambda: {"redis_enabled": False}
     elif request.param == "cluster":
-        with EmbeddedCluster(binary=find_valkey()) as cluster:
+        with EmbeddedCluster(binary=binary_of("valkey")) as cluster:
             rights.apply(cluster.nodes, rights.LINE, rights.CLUSTER_LINE)
             yield lambda: {"redis_url": _emptied_group(cluster)}
     elif request.param == "sentinel":
-        with EmbeddedSentinels(binary=find_valkey()) as sentinels:
+        with EmbeddedSentinels(binary=binary_of("valkey")) as sentinels:
             rights.apply(sentinels.servers, rights.LINE)
             yield lambda: {"redis_url": _emptied_group(sentinels)}
     else:
@@ -83,6 +83,12 @@ def store(request: pytest.FixtureRequest, options: dict[str, Any]) -> Iterator[A
     with asyncio.Runner() as runner:
         yield Awaited(manager_, runner)
         runner.run(manager_.aclose())
+
+
+def test_the_store_is_used(store: Any, options: dict[str, Any]) -> None:
+    """Memory alone would pass most of these tests."""
+    health = store.ping()
+    assert health.ok == ("redis_url" in options), health
 
 
 def test_what_was_set_is_read(store: Any) -> None:

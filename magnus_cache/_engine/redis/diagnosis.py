@@ -78,7 +78,10 @@ IS_SENTINEL: Final = (
 def _grant(error: object) -> str:
     """Return what to grant: the command that an ACL error names, and the full list, to avoid the next refusal."""
     match = re.search(r"run the '([\w|]+)' command", str(error))
-    needed = f"{GRANTS}, on a Redis Cluster also {CLUSTER_GRANTS}, on the keys '<prefix>*' and '{{<prefix>*'"
+    needed = (
+        f"{GRANTS}, on a Redis Cluster also {CLUSTER_GRANTS}, before Redis 7.0 +cluster|slots for +cluster|shards, on "
+        "the keys '<prefix>*' and '{<prefix>*'"
+    )
     return f"grant the user +{match[1]} (in all it needs {needed})" if match else f"grant the user {needed}"
 
 
