@@ -52,7 +52,8 @@ async def test_the_first_read_of_a_process_takes_three_round_trips(server: Embed
         await earlier.set("t", "k", 1)
     async with _CountingRelay(server.port) as relay, AsyncCacheManager(redis_url=relay.url) as cache:
         assert await cache.get("t", "k") == 1
-        assert relay.trips == [3]
+        # Redis before 7.0 is asked to announce by prefix, once its version is known.
+        assert relay.trips == [3 if (await cache.ping()).tracking_mode == "keys" else 4]
 
 
 async def test_a_server_that_no_process_has_met_takes_another_round_trip(server: EmbeddedServer) -> None:

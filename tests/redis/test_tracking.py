@@ -385,6 +385,8 @@ async def test_a_health_check_says_how_changes_are_announced(proxy: Proxy, way: 
     """Also one that connects by itself, as the cache waits for its next attempt."""
     async with AsyncCacheManager(redis_url=proxy.url, tracking=way) as cache:
         health = await cache.ping()
+        if way == "keys" and str(health.version) < "7" and health.server == "redis":
+            way = "prefix"
         assert (health.tracking, health.tracking_mode) == (way != "off", way)
         proxy.refuse()
         proxy.cut()

@@ -2,12 +2,24 @@
 
 import re
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Final
 
 from magnus_cache.testing import ServerNode, ServerVersion
 from tests.support.documents import PAGES
 
-__all__ = ["CLUSTER_LINE", "LINE", "SENTINEL_LINE", "UNTRACKED", "USER", "apply", "before_7", "rights_in", "suited"]
+__all__ = [
+    "CLUSTER_LINE",
+    "LINE",
+    "SENTINEL_LINE",
+    "UNTRACKED",
+    "USER",
+    "apply",
+    "before_7",
+    "debugging",
+    "rights_in",
+    "suited",
+]
 
 _TEXT: Final = PAGES["deployment"].text
 
@@ -28,7 +40,7 @@ SENTINEL_LINE: Final = _line(r"ACL SETUSER watch ")
 
 USER: Final = "app:password"
 
-UNTRACKED: Final = ("+@all", "-client", "+client|id", "+client|kill", "+client|setinfo")
+UNTRACKED: Final = ("+@all", "-client", "+client|id", "+client|kill")
 """All rights but CLIENT TRACKING. `-client|tracking` would be shorter, but needs Redis 7.0."""
 
 
@@ -45,6 +57,11 @@ def suited(line: str, version: ServerVersion) -> str:
 def before_7(version: ServerVersion) -> bool:
     """Return whether a server is older than Redis 7.0: it has no CLUSTER SHARDS, and ACLs know commands as a whole."""
     return version.kind == "redis" and version.number < (7, 0, 0)
+
+
+def debugging(binary: Path) -> dict[str, str]:
+    """Return the options with which a server takes DEBUG; before Redis 7.0, all do."""
+    return {} if before_7(ServerVersion.of(binary)) else {"enable-debug-command": "yes"}
 
 
 def apply(nodes: Iterable[ServerNode], *lines: str) -> None:

@@ -18,6 +18,7 @@ __all__ = [
     "IS_SENTINEL",
     "SENTINEL_GRANTS",
     "TopologyError",
+    "cause",
     "explain",
     "none_of",
     "refused",
@@ -52,6 +53,18 @@ def refused(error: Exception, command: str) -> CacheUnavailableError:
 
 _FORBIDDEN: Final = re.compile(r"ACL failure in script|user executing the script can't", re.IGNORECASE)
 """The error of an allowed script that calls a forbidden command: in Redis 7 and Valkey, and in Redis 6."""
+
+
+_IN_SCRIPT: Final = re.compile(r"@user_script: ?\d+: -(OOM|READONLY) (.*)", re.DOTALL)
+"""What a command within a script was refused with, in Redis 6: the error of the script as a whole begins with ERR."""
+
+_REFUSALS: Final = {"OOM": errors.OutOfMemoryError, "READONLY": errors.ReadOnlyError}
+
+
+def cause(error: Exception) -> Exception:
+    """Return an error reply as servers from Redis 7.0 on send it: with the code of the command within a script."""
+    within = _IN_SCRIPT.search(str(error))
+    return error if within is None else _REFUSALS[within[1]](within[2])
 
 
 GRANTS: Final = (
