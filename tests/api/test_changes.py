@@ -29,6 +29,7 @@ from magnus_cache import (
 from magnus_cache.embedded import EmbeddedServer
 from tests.support.changes import PATIENT, Told, managers, step
 from tests.support.programs import output_of
+from tests.support.rights import UNTRACKED
 from tests.support.seals import new_key
 from tests.support.wait import lapse_async, nothing_happens_for_async, wait_until, wait_until_async
 
@@ -542,7 +543,7 @@ async def test_a_server_that_does_not_announce_is_refused_with_the_remedy(
 ) -> None:
     server = private_server_with()
     with redis.Redis(port=server.port) as raw:
-        raw.execute_command("ACL", "SETUSER", "app", "on", ">password", "~*", "+@all", "-client|tracking")
+        raw.execute_command("ACL", "SETUSER", "app", "on", ">password", "~*", *UNTRACKED)
     url = f"redis://app:password@127.0.0.1:{server.port}"
     async with managers(url, 1) as (here,):
         with pytest.raises(CacheUnavailableError, match="tracking"):

@@ -26,6 +26,7 @@ from tests.support.inside import (
     wire_of,
 )
 from tests.support.loaders import Slow
+from tests.support.rights import UNTRACKED
 from tests.support.wait import lapse_async, nothing_happens_for_async, wait_until_async
 
 TRACKING = ("keys", "prefix")
@@ -564,7 +565,7 @@ def test_a_pace_counts_from_the_last_question() -> None:
 
 @pytest.fixture
 def untracked(url: str, raw: redis.Redis) -> Iterator[str]:
-    raw.acl_setuser("limited", enabled=True, passwords=["+pw"], keys=["*"], commands=["+@all", "-client|tracking"])
+    raw.acl_setuser("limited", enabled=True, passwords=["+pw"], keys=["*"], commands=UNTRACKED)
     yield url.replace("redis://", "redis://limited:pw@")
     raw.acl_deluser("limited")
 

@@ -14,8 +14,10 @@ from magnus_cache._engine import codec
 from magnus_cache._engine.codec import envelope
 from magnus_cache.testing import virtual_clock
 from tests.support.clock_error import CLOCK_ERROR
+from tests.support.connections import others
 from tests.support.fleet_of_managers import fleet, kept, near
 from tests.support.inside import is_idle, pipeline_of, wire_of
+from tests.support.rights import UNTRACKED
 from tests.support.wait import wait_until_async
 
 TRACKING = ("keys", "prefix")
@@ -175,7 +177,7 @@ async def test_an_idle_process_does_not_ping_and_a_busy_one_does(url: str, raw: 
 
 async def test_without_tracking_the_bound_holds(url: str, raw: redis.Redis) -> None:
     """Where the server refuses tracking, an entry lives at most `max_staleness` in the near cache."""
-    raw.acl_setuser("limited", enabled=True, passwords=["+pw"], keys=["*"], commands=["+@all", "-client|tracking"])
+    raw.acl_setuser("limited", enabled=True, passwords=["+pw"], keys=["*"], commands=UNTRACKED)
     limited = url.replace("redis://", "redis://limited:pw@")
     async with fleet(limited, count=1, max_staleness=0.1) as (one,):
         await one.set("t", "k", "old")
@@ -261,7 +263,7 @@ async def test_a_thousand_concurrent_callers_share_one_connection(url: str, raw:
         found = await asyncio.gather(*(one.get(far, f"k{n}") for n in range(1_000)))
         assert found == list(range(1_000))
         assert raw.info("commandstats")["cmdstat_mget"]["calls"] - before <= 8
-        ours = [client for client in raw.client_list() if client["resp"] == "3"]
+        ours = others(raw)
         assert len(ours) == 1
 
 

@@ -18,6 +18,7 @@ from magnus_cache.errors import CacheArgumentError
 from tests.support.fleet_of_managers import fleet, near
 from tests.support.inside import forget_epochs
 from tests.support.loaders import Slow
+from tests.support.rights import UNTRACKED
 from tests.support.wait import lapse_async, wait_until_async
 
 TRACKING = ("keys", "prefix")
@@ -194,7 +195,7 @@ async def test_a_lagging_process_is_only_too_careful(url: str) -> None:
 
 
 async def test_without_tracking_a_clear_is_noticed_within_the_bound(url: str, raw: redis.Redis) -> None:
-    raw.acl_setuser("limited", enabled=True, passwords=["+pw"], keys=["*"], commands=["+@all", "-client|tracking"])
+    raw.acl_setuser("limited", enabled=True, passwords=["+pw"], keys=["*"], commands=UNTRACKED)
     try:
         async with (
             fleet(url, 1) as (one,),

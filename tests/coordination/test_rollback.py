@@ -15,9 +15,9 @@ from magnus_cache._engine.keys.names import Keyspace
 from magnus_cache._engine.outage.outbox import Outbox
 from magnus_cache._engine.redis import scripts
 from magnus_cache._engine.redis.events import Arrival
-from magnus_cache.embedded import EmbeddedServer, find_redis, find_valkey
+from magnus_cache.embedded import EmbeddedServer
 from magnus_cache.testing import Proxy
-from tests.conftest import SERVERS
+from tests.conftest import SERVERS, binary_of
 from tests.support.loaders import Slow
 from tests.support.wait import lapse_async, wait_until, wait_until_async
 
@@ -160,7 +160,7 @@ async def test_a_promoted_replica_may_lack_the_last_writes(private_server: Embed
 @pytest.mark.parametrize("kind", SERVERS)
 async def test_a_demoted_server_that_takes_over_another_ones_data_is_met_anew(kind: str, writes: str) -> None:
     """The connection stands all the while: that the data was dropped is all that this process hears."""
-    binary = find_valkey() if kind == "valkey" else find_redis()
+    binary = binary_of(kind)
     # A replica that takes writes never says what it is.
     options = {"repl_diskless_sync_delay": "0", "replica_read_only": "yes" if writes == "refused" else "no"}
     with EmbeddedServer(binary, **options) as first, EmbeddedServer(binary, **options) as second:

@@ -19,6 +19,7 @@ from magnus_cache._engine.redis.diagnosis import explain
 from magnus_cache._engine.redis.endpoint import Endpoint
 from magnus_cache.testing import Proxy
 from tests.support.inside import all_sent, pipeline_of, remember_at_most, wire_of
+from tests.support.rights import UNTRACKED
 from tests.support.wait import wait_until, wait_until_answered, wait_until_async
 
 
@@ -173,8 +174,7 @@ async def test_what_redis_said_is_gone_does_not_come_back_in_the_next_outage(
 @pytest.mark.anyio
 async def test_nor_does_it_where_nothing_announces_changes(url: str, server: Any, proxy: Any, raw: Any) -> None:
     """Without tracking the connection stands, and only the answer says that a value is gone."""
-    rights = ["+@all", "-client|tracking"]
-    raw.acl_setuser("untracked", enabled=True, passwords=["+pw"], keys=["*"], commands=rights)
+    raw.acl_setuser("untracked", enabled=True, passwords=["+pw"], keys=["*"], commands=UNTRACKED)
     limited = proxy.url.replace("redis://", "redis://untracked:pw@")
     namespace = Namespace("t", grace=60)
     async with AsyncCacheManager(redis_url=limited, op_timeout=0.3, max_staleness=0.1) as cache:

@@ -3,7 +3,7 @@
 from typing import Any, Final
 
 from magnus_cache import errors
-from magnus_cache._engine.redis import commands, handshake, requests, wire
+from magnus_cache._engine.redis import commands, handshake, pipeline, requests, wire
 from magnus_cache._engine.store import writes
 from tests.support.guards import guard, nothing, put
 
@@ -49,3 +49,8 @@ def without_knowing_who_serves_nobody() -> None:
 @guard(f"{HERE}::test_a_note_that_a_read_only_server_refuses_ends_no_connection")
 def without_telling_notes_from_what_callers_write() -> None:
     put(requests.InFlight, "is_note", False)
+
+
+@guard(f"{HERE}::test_a_command_that_is_refused_within_a_script")
+def without_a_look_into_the_errors_of_scripts() -> None:
+    put(pipeline, "cause", lambda error: error)

@@ -13,11 +13,12 @@ import trustme
 from magnus_cache import AsyncCacheManager
 from magnus_cache._engine.redis.slots import SLOTS
 from magnus_cache._engine.runtime.clock import monotonic
-from magnus_cache.embedded import EmbeddedServer, find_valkey
+from magnus_cache.embedded import EmbeddedServer
 from magnus_cache.testing import EmbeddedCluster, EmbeddedSentinels, Proxy, ServerNode, ServerTls
-from tests.conftest import SERVERS
+from tests.conftest import SERVERS, binary_of
 from tests.support.groups import anyio_backend, url_of
 from tests.support.inside import state_of
+from tests.support.rights import UNTRACKED
 from tests.support.wait import wait_until, wait_until_answered, wait_until_async
 
 __all__ = ["anyio_backend"]
@@ -105,7 +106,7 @@ async def test_what_is_wrong_is_told_of_the_node_that_can_tell(caplog: pytest.Lo
 
 @contextmanager
 def _one_node_clusters(count: int, **options: str) -> Iterator[list[EmbeddedServer]]:
-    servers = [EmbeddedServer(find_valkey(), **{"cluster-enabled": "yes"}, **options) for _ in range(count)]
+    servers = [EmbeddedServer(binary_of("valkey"), **{"cluster-enabled": "yes"}, **options) for _ in range(count)]
     try:
         for server in servers:
             server.start()
@@ -280,7 +281,7 @@ async def test_tracking_is_forbidden(
 ) -> None:
     for group, nodes in ((cluster, cluster.nodes), (sentinels, sentinels.servers)):
         caplog.clear()
-        _may(nodes, "-client|tracking")
+        _may(nodes, *UNTRACKED[1:])
         async with AsyncCacheManager(redis_url=url_of(group, user="app:pw")) as cache:
             assert await cache.set("t", "k", "value")
             health = await cache.ping()

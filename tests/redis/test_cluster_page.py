@@ -8,6 +8,7 @@ import pytest
 from magnus_cache import AsyncCacheManager
 from magnus_cache.testing import EmbeddedCluster
 from tests.redis.test_cluster import KEYS
+from tests.support import rights
 from tests.support.groups import anyio_backend
 
 __all__ = ["anyio_backend"]
@@ -26,7 +27,7 @@ async def test_the_grants_of_the_page_suffice(cluster: EmbeddedCluster, caplog: 
     assert len(lines) == 2
     for node in cluster.nodes:
         for line in lines:
-            node.ask(*line.replace("SETUSER app", "SETUSER desk").split())
+            node.ask(*rights.suited(line, node.version).replace("SETUSER app", "SETUSER desk").split())
     url = f"redis+cluster://desk:password@{cluster.replicas[0].address}"
     try:
         async with (

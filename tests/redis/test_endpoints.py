@@ -7,8 +7,9 @@ import pytest
 import trustme
 
 from magnus_cache import AsyncCacheManager
-from magnus_cache.testing import EmbeddedCluster, ServerTls
+from magnus_cache.testing import EmbeddedCluster, ServerTls, ServerVersion
 from tests.conftest import SERVERS, binary_of
+from tests.support import rights
 from tests.support.groups import anyio_backend, url_of
 from tests.support.inside import cluster_view_of
 
@@ -41,6 +42,8 @@ async def _works(cluster: EmbeddedCluster, url: str, **options: Any) -> set[str]
 )  # fmt: skip
 async def test_what_nodes_announce(kind: str, endpoint: str, hostname: str, found: str) -> None:
     """Without any host, it is the one that the node was reached by; with a question mark, the address."""
+    if rights.before_7(version := ServerVersion.of(binary_of(kind))):
+        pytest.skip(f"{version} announces numeric addresses only")
     options = {"cluster_preferred_endpoint_type": endpoint, "cluster_announce_hostname": hostname}
     with EmbeddedCluster(3, 0, binary=binary_of(kind), **options) as cluster:
         url = url_of(cluster, user="").replace("127.0.0.1", "localhost")

@@ -14,9 +14,11 @@ from magnus_cache import CacheManager
 from magnus_cache._engine.redis import lane as lane_module
 from magnus_cache._engine.redis.handshake import UNKNOWN_SERVER
 from magnus_cache._engine.redis.interleaved import Interleaved, apart
-from magnus_cache.embedded import EmbeddedServer, find_redis
+from magnus_cache.embedded import EmbeddedServer
+from tests.conftest import binary_of
 from tests.support.inside import background_wire, lane_session
 from tests.support.lanes import FAR, NEAR, forget, read_by_lane, through_the_lane
+from tests.support.rights import debugging
 from tests.support.wait import lapse, wait_until
 
 LIFE = 0.5
@@ -94,7 +96,7 @@ def test_other_servers_cost_nothing() -> None:
 @pytest.fixture
 def old() -> Iterator[EmbeddedServer]:
     """A Redis before 7.2 that removes expired values only when they are asked for."""
-    with EmbeddedServer(find_redis(), enable_debug_command="yes") as server:
+    with EmbeddedServer(binary_of("redis"), **debugging(binary_of("redis"))) as server:
         with redis.Redis(port=server.port) as client:
             version = client.info("server")["redis_version"]
             if tuple(map(int, version.split(".")[:2])) >= (7, 2):

@@ -11,6 +11,7 @@ from magnus_cache import AsyncCacheManager, CacheClosedError, Namespace
 from magnus_cache._engine.coherence.epochs import LARGE_BYTES
 from magnus_cache._engine.redis import commands, scripts
 from magnus_cache.embedded import EmbeddedServer
+from tests.support.connections import others
 from tests.support.fleet_of_managers import fleet, near
 from tests.support.inside import large_wires_here, large_wires_of
 from tests.support.relay import Link, Relay
@@ -120,8 +121,8 @@ async def test_there_are_few_connections_for_large_values(url: str, raw: redis.R
         for _ in range(3):
             assert await asyncio.gather(*(cache.get(FAR, "large") for _ in range(20))) == [LARGE] * 20
         assert standing(cache) == len(large_wires_of(cache)) == MOST
-        assert sum(client["resp"] == "3" for client in raw.client_list()) == 1 + MOST
-    await wait_until_async(lambda: not [client for client in raw.client_list() if client["resp"] == "3"])
+        assert len(others(raw)) == 1 + MOST
+    await wait_until_async(lambda: not others(raw))
 
 
 async def test_one_after_the_other_large_values_come_through_one_connection(url: str) -> None:

@@ -4,9 +4,9 @@ import pytest
 import redis
 
 from magnus_cache import AsyncCacheManager
-from magnus_cache.embedded import EmbeddedServer, find_redis, find_valkey
+from magnus_cache.embedded import EmbeddedServer
 from magnus_cache.testing import virtual_clock
-from tests.conftest import SERVERS
+from tests.conftest import SERVERS, binary_of
 from tests.support.wait import wait_until_answered, wait_until_async
 
 pytestmark = [pytest.mark.anyio, pytest.mark.parametrize("kind", SERVERS)]
@@ -15,7 +15,7 @@ NOWHERE = 1
 
 
 def started(kind: str) -> EmbeddedServer:
-    return EmbeddedServer(find_valkey() if kind == "valkey" else find_redis(), repl_diskless_sync_delay="0").start()
+    return EmbeddedServer(binary_of(kind), repl_diskless_sync_delay="0").start()
 
 
 async def follow(port: int, primary: int) -> None:

@@ -7,6 +7,7 @@ from typing import Final
 import pytest
 
 from magnus_cache.testing import EmbeddedSentinels
+from tests.conftest import kind_here
 from tests.support.groups import anyio_backend, url_of
 from tests.support.traffic import BOUND, Traffic
 from tests.support.wait import nothing_happens_for
@@ -62,7 +63,11 @@ _FAULTS: Final[list[tuple[Callable[[EmbeddedSentinels], None], str]]] = [
 
 @pytest.mark.parametrize(
     ("fault", "kind"),
-    [pytest.param(fault, kind, id=f"{fault.__name__.strip('_')}-{kind}") for fault, kind in _FAULTS],
+    {
+        name: pytest.param(fault, kind_here(kind), id=name)
+        for fault, kind in _FAULTS
+        for name in [f"{fault.__name__.strip('_')}-{kind_here(kind)}"]
+    }.values(),
 )
 async def test_invariant_1_nothing_old_is_served_whatever_happens_to_the_primary(
     private_sentinels_with: Callable[..., EmbeddedSentinels],

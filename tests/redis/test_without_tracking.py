@@ -12,6 +12,7 @@ from magnus_cache.embedded import EmbeddedServer
 from magnus_cache.testing import virtual_clock
 from tests.support.fleet_of_managers import fleet, near
 from tests.support.inside import all_answered
+from tests.support.rights import UNTRACKED
 
 TRACKING = ("keys", "prefix", "off")
 
@@ -23,7 +24,7 @@ BOUND = 10.0
 
 @pytest.fixture
 def limited(url: str, raw: redis.Redis) -> Iterator[str]:
-    raw.acl_setuser("limited", enabled=True, passwords=["+pw"], keys=["*"], commands=["+@all", "-client|tracking"])
+    raw.acl_setuser("limited", enabled=True, passwords=["+pw"], keys=["*"], commands=UNTRACKED)
     yield url.replace("redis://", "redis://limited:pw@")
     raw.acl_deluser("limited")
 
@@ -94,9 +95,7 @@ async def test_invariant_1_what_a_full_server_invalidates_is_invalid_on_all_loop
     """Without memory for a new epoch, the old one is removed: no loop of the process judges by it any longer."""
     server = private_server_with()
     with redis.Redis(port=server.port, protocol=2) as admin, virtual_clock():
-        admin.acl_setuser(
-            "limited", enabled=True, passwords=["+pw"], keys=["*"], commands=["+@all", "-client|tracking"]
-        )
+        admin.acl_setuser("limited", enabled=True, passwords=["+pw"], keys=["*"], commands=UNTRACKED)
         limited = server.url.replace("redis://", "redis://limited:pw@")
         async with fleet(limited, 1, max_staleness=BOUND) as (cache,):
             await cache.set("t", "k", "old", tags="x")

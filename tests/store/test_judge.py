@@ -26,6 +26,7 @@ from magnus_cache.testing import Proxy, virtual_clock
 from magnus_cache.testing.clock import VirtualClock
 from tests.support.fleet_of_managers import fleet
 from tests.support.inside import keep_written, put_off_replays, wire_of
+from tests.support.rights import UNTRACKED
 from tests.support.wait import wait_until_async
 
 pytestmark = pytest.mark.anyio
@@ -416,7 +417,7 @@ async def test_a_value_that_was_overtaken_on_its_way_to_redis_is_not_kept_here(u
 @pytest.fixture
 def limited(url: str, raw: redis.Redis) -> Iterable[str]:
     """The server without tracking: there a value in memory outlives its trust until it is read again."""
-    raw.acl_setuser("limited", enabled=True, passwords=["+pw"], keys=["*"], commands=["+@all", "-client|tracking"])
+    raw.acl_setuser("limited", enabled=True, passwords=["+pw"], keys=["*"], commands=UNTRACKED)
     yield url.replace("redis://", "redis://limited:pw@")
     raw.acl_deluser("limited")
 

@@ -14,6 +14,7 @@ from magnus_cache._engine.store.local_values import tagged
 from magnus_cache.errors import CacheArgumentError, CacheEncodeError, CacheTypeError
 from magnus_cache.testing import Proxy, VirtualClock, virtual_clock
 from tests.support.managers import managers
+from tests.support.rights import UNTRACKED
 from tests.support.wait import lapse, lapse_async, wait_until, wait_until_answered, wait_until_async
 
 pytestmark = pytest.mark.anyio
@@ -290,7 +291,7 @@ async def test_a_flushed_server_invalidates_all(url: str, raw: redis.Redis) -> N
 
 
 async def test_without_tracking_the_bound_holds(url: str, raw: redis.Redis) -> None:
-    raw.acl_setuser("limited", enabled=True, passwords=["+pw"], keys=["*"], commands=["+@all", "-client|tracking"])
+    raw.acl_setuser("limited", enabled=True, passwords=["+pw"], keys=["*"], commands=UNTRACKED)
     limited = url.replace("redis://", "redis://limited:pw@")
     try:
         with virtual_clock() as clock:
@@ -430,7 +431,7 @@ async def test_a_load_outlives_a_lost_connection(proxy: Proxy) -> None:
 
 
 async def test_without_tracking_a_long_load_is_joined(url: str, raw: redis.Redis) -> None:
-    raw.acl_setuser("limited", enabled=True, passwords=["+pw"], keys=["*"], commands=["+@all", "-client|tracking"])
+    raw.acl_setuser("limited", enabled=True, passwords=["+pw"], keys=["*"], commands=UNTRACKED)
     factory = Factory()
     try:
         with virtual_clock() as clock:

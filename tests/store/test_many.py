@@ -15,7 +15,7 @@ from magnus_cache._engine.codec.versions import new_version
 from magnus_cache._engine.redis import commands
 from magnus_cache._engine.store.batch_keys import RefMaker
 from magnus_cache._engine.store.reads_many import MANY
-from tests.support.inside import all_sent, state_of
+from tests.support.inside import all_answered, all_sent, state_of, wire_of
 from tests.support.wait import wait_until_answered, wait_until_async
 
 pytestmark = pytest.mark.anyio
@@ -130,6 +130,9 @@ async def test_a_full_server_keeps_values_in_this_process(private_server_with: A
 async def test_a_cancelled_call_distrusts_what_it_may_have_written(server: Any, proxy: Any) -> None:
     async with AsyncCacheManager(redis_url=proxy.url, op_timeout=5) as cache:
         await cache.set("t", "k0", "old")
+        # By prefix, it is announced to the cache, which asks whose it is.
+        for _ in range(2):
+            await all_answered(wire_of(cache))
         proxy.freeze()
         call = asyncio.create_task(cache.set_many("t", VALUES))
         await wait_until_async(lambda: all_sent(cache))

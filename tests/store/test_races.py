@@ -35,6 +35,7 @@ from tests.support.inside import (
     wires_of,
 )
 from tests.support.loaders import Slow
+from tests.support.rights import UNTRACKED
 from tests.support.wait import lapse_async, wait_until_async
 
 pytestmark = pytest.mark.anyio
@@ -329,7 +330,7 @@ async def test_a_load_that_began_in_an_outage_is_joined_for_the_bound_only(proxy
 
 async def test_without_tracking_a_load_is_joined_for_the_bound_only(url: str, raw: redis.Redis) -> None:
     slow = Slow()
-    raw.acl_setuser("limited", enabled=True, passwords=["+pw"], keys=["*"], commands=["+@all", "-client|tracking"])
+    raw.acl_setuser("limited", enabled=True, passwords=["+pw"], keys=["*"], commands=UNTRACKED)
     try:
         async with fleet(url.replace("redis://", "redis://limited:pw@"), 1, max_staleness=0.2) as (one,):
             call = asyncio.create_task(one.get_or_set("t", "k", slow))

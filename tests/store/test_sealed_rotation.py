@@ -10,9 +10,10 @@ import pytest
 import redis
 
 from magnus_cache import AsyncCacheManager, CacheManager, Namespace
-from magnus_cache.embedded import EmbeddedServer, find_valkey
+from magnus_cache.embedded import EmbeddedServer
 from magnus_cache.testing import EmbeddedCluster
 from magnus_cache.testing.proxy import Proxy
+from tests.conftest import binary_of
 from tests.support.groups import url_of
 from tests.support.seals import new_key, ring
 from tests.support.wait import wait_until, wait_until_async
@@ -219,7 +220,7 @@ def test_what_is_deleted_in_an_outage_is_gone_under_each_name(server: EmbeddedSe
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[EmbeddedCluster]:
-    with EmbeddedCluster(binary=find_valkey()) as cluster:
+    with EmbeddedCluster(binary=binary_of("valkey")) as cluster:
         yield cluster
 
 

@@ -2,12 +2,24 @@
 
 import re
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Final
 
-from magnus_cache.testing import ServerNode
+from magnus_cache.testing import ServerNode, ServerVersion
 from tests.support.documents import PAGES
 
-__all__ = ["CLUSTER_LINE", "LINE", "SENTINEL_LINE", "USER", "apply", "rights_in"]
+__all__ = [
+    "CLUSTER_LINE",
+    "LINE",
+    "SENTINEL_LINE",
+    "UNTRACKED",
+    "USER",
+    "apply",
+    "before_7",
+    "debugging",
+    "rights_in",
+    "suited",
+]
 
 _TEXT: Final = PAGES["deployment"].text
 
@@ -28,10 +40,28 @@ SENTINEL_LINE: Final = _line(r"ACL SETUSER watch ")
 
 USER: Final = "app:password"
 
+UNTRACKED: Final = ("+@all", "-client", "+client|id", "+client|kill")
+"""All rights but CLIENT TRACKING. `-client|tracking` would be shorter, but needs Redis 7.0."""
+
 
 def rights_in(line: str) -> list[str]:
     """Return the commands that a line grants."""
     return [word.removeprefix("+") for word in line.split() if word.startswith("+")]
+
+
+def suited(line: str, version: ServerVersion) -> str:
+    """Return a line as the page says that it is for a version of servers."""
+    return line.replace("+cluster|shards", "+cluster|slots") if before_7(version) else line
+
+
+def before_7(version: ServerVersion) -> bool:
+    """Return whether a server is older than Redis 7.0: it has no CLUSTER SHARDS, and ACLs know commands as a whole."""
+    return version.kind == "redis" and version.number < (7, 0, 0)
+
+
+def debugging(binary: Path) -> dict[str, str]:
+    """Return the options with which a server takes DEBUG; before Redis 7.0, all do."""
+    return {} if before_7(ServerVersion.of(binary)) else {"enable-debug-command": "yes"}
 
 
 def apply(nodes: Iterable[ServerNode], *lines: str) -> None:
@@ -40,4 +70,4 @@ def apply(nodes: Iterable[ServerNode], *lines: str) -> None:
         _, _, user, *_ = lines[0].split()
         node.ask("ACL", "SETUSER", user, "reset")
         for line in lines:
-            node.ask(*line.split())
+            node.ask(*suited(line, node.version).split())

@@ -14,14 +14,14 @@ import redis
 
 from magnus_cache import embedded
 from magnus_cache.embedded import EmbeddedServer, ServerNotFoundError, find_redis, find_valkey
-from tests.conftest import SERVERS
+from tests.conftest import SERVERS, binary_of
 from tests.support.programs import CHILDREN, killed_in_the_end, output_of, wait_for_end
 from tests.support.wait import wait_until
 
 
 @pytest.fixture(params=SERVERS)
 def binary(request: pytest.FixtureRequest) -> Path:
-    return find_valkey() if request.param == "valkey" else find_redis()
+    return binary_of(request.param)
 
 
 @pytest.fixture

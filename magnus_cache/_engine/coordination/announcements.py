@@ -32,7 +32,7 @@ class Announcements:
 
     :param values: the prefix of all values' names.
     :param local: the local state that an announcement invalidates.
-    :param own: keeps values of this process, where its own writes are announced, too; else None.
+    :param own: keeps values of this process where its own writes are announced, too; None on a cluster.
     :param changed: called with the names of values that other processes have changed, as far as this is known.
     """
 
@@ -53,7 +53,7 @@ class Announcements:
 
     def changed(self, names: list[bytes], connection: "Connection") -> None:
         """Drop the named values, and ask Redis about the named leases and epochs."""
-        own = self._own.among(names) if self._own is not None else ()
+        own = self._own.among(names) if connection.broadcasts and self._own is not None else ()
         values: list[bytes] = []
         for name in names:
             if name.startswith(self._values):
@@ -70,7 +70,7 @@ class Announcements:
                 self._epochs.announced(name, connection, needed=bool(len(self._flights)))
         if own and self._own is not None:
             self._own.ask(own)
-        if values and self._own is None:
+        if values and not connection.broadcasts:
             # By prefix, Redis announces the writes of this process, too, and values that it has never read.
             self._changed(values)
 

@@ -4,7 +4,7 @@ import asyncio
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
-from magnus_cache._engine.redis.tracking import tracking_of
+from magnus_cache._engine.redis.tracking import TrackingMode, tracking_of
 from magnus_cache._engine.runtime.loops import check_loop
 from magnus_cache.errors import CacheClosedError, CacheDeadlockError, CacheLoopError, CacheUnavailableError
 
@@ -17,6 +17,8 @@ __all__ = ["Health", "NodeHealth", "check_health", "unhealthy"]
 
 _SHARE: Final = 0.9
 """The part of `op_timeout` in which the primaries of a cluster have to answer: the rest is for the result."""
+
+_LEAST: Final[tuple[TrackingMode, ...]] = ("off", "prefix", "keys")
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +53,8 @@ class Health:
     :ivar tracking: whether Redis announces changes to this connection.
     :ivar reason: why it is not ok: one word, a colon, and the remedy; None if it is ok.
     :ivar address: with Sentinel, the primary's, such as ``"10.0.0.7:6379"``; None otherwise.
-    :ivar tracking_mode: how it announces them, as the setting `tracking` has it: ``"keys"``, ``"prefix"`` or ``"off"``,
-        which is also where it refuses to; None without an answer.
+    :ivar tracking_mode: how it announces them, as the setting `tracking` has it: ``"keys"``, ``"prefix"`` (also
+        in place of ``"keys"`` before Redis 7.0) or ``"off"``, also if it refuses to; None without an answer.
     :ivar nodes: on a cluster, the state of each primary; empty otherwise, and while the primaries are not known.
     """
 
@@ -86,7 +88,7 @@ async def check_health(state: "State") -> Health:
             if state.topology.is_cluster:
                 return await _by_node(state)
             took, server, tracking = await state.client.ping(state.epochs.root)
-            return _healthy(state, took, server, tracking=tracking)
+            return _healthy(state, took, server, tracking)
     except Exception as error:  # noqa: BLE001  # any failure is the answer
         return unhealthy(error, state)
 
@@ -130,8 +132,9 @@ async def _by_node(state: "State") -> Health:
         unknown = "clusterdown: no primary is known; redis-cli --cluster check says what is wrong"
         return Health(False, mode="cluster", reason=unknown if failed is None else failed.reason, nodes=nodes)
     slowest = max(pings.values(), key=lambda ping: ping.seconds)
-    tracking = all(ping.tracking for ping in pings.values())
-    healthy = _healthy(state, slowest.seconds, slowest.server, tracking=tracking)
+    # The least of all: nodes may differ while they are replaced by newer ones.
+    tracking = min((ping.tracking for ping in pings.values()), key=_LEAST.index)
+    healthy = _healthy(state, slowest.seconds, slowest.server, tracking)
     reason = None if failed is None else failed.reason
     return replace(healthy, ok=failed is None, reason=reason, nodes=nodes)
 
@@ -163,14 +166,14 @@ async def _by_connecting(state: "State") -> Health:
         except CacheUnavailableError as failure:
             failures.append(failure)
         else:
-            return _healthy(state, took, server, tracking=tracking)
+            return _healthy(state, took, server, tracking)
     raise none_of(state.place, failures)
 
 
-def _healthy(state: "State", took: float, server: "ServerFacts", *, tracking: bool) -> Health:
+def _healthy(state: "State", took: float, server: "ServerFacts", tracking: TrackingMode) -> Health:
     topology = state.topology
     mode, address = topology.mode or server.mode, topology.primary
     return Health(
-        True, round(took * 1000, 3), server.server, server.version, mode, tracking, address=address,
-        tracking_mode=state.settings.tracking if tracking else "off",
+        True, round(took * 1000, 3), server.server, server.version, mode, tracking != "off", address=address,
+        tracking_mode=tracking,
     )  # fmt: skip

@@ -209,7 +209,7 @@ class State(LifeCycle, OfflineBounds):
         self.spending = Spending(self.client, self.keyspace, spending, self.clock)
         self.acts = Acts(self)
         # On a cluster, what a value stands on depends on its slot, too: there a read finds it out.
-        own = OwnWrites(self.memory, self.client) if settings.tracking == "prefix" and not is_cluster else None
+        own = OwnWrites(self.memory, self.client) if not is_cluster else None
         self.announcements = Announcements(
             self._values, self, self.failover, self.epoch_sync, own, self.elsewhere.changed
         )

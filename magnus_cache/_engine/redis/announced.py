@@ -12,13 +12,13 @@ class Questions:
     """The requests that a wire is about to send because of announcements. Call every method on its loop.
 
     :param pace: returns the pace at which the current connection may send them.
-    :param by_key: whether the server announces what was read: then a read may have it stop tracking another name, and
-        announce that.
+    :param by_key: returns whether the server announces what was read: then a read may have it stop tracking another
+        name, and announce that.
     """
 
     __slots__ = ("_by_key", "_loop", "_open", "_pace", "_reads", "_timer")
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, pace: Callable[[], Pace], *, by_key: bool = True) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, pace: Callable[[], Pace], by_key: Callable[[], bool]) -> None:
         self._loop = loop
         self._pace = pace
         self._by_key = by_key
@@ -32,7 +32,7 @@ class Questions:
         :param ask: queues the request if the answer is still needed; it must not raise.
         :param reads: whether it changes nothing, whatever the answer.
         """
-        if reads and not self._by_key:
+        if reads and not self._by_key():
             if not self._reads:
                 self._loop.call_soon(self._ask_reads)
             self._reads[name] = ask

@@ -24,6 +24,7 @@ from magnus_cache._engine.redis.exchange import IGNORED, Callback, Connection, R
 from magnus_cache._engine.redis.replies import ServerFacts
 from magnus_cache._engine.redis.scripts import LeaseAttempt
 from magnus_cache._engine.redis.topology import Topology
+from magnus_cache._engine.redis.tracking import TrackingMode, mode_of
 from magnus_cache._engine.runtime.clock import monotonic
 from magnus_cache.errors import CacheUnavailableError
 
@@ -86,8 +87,8 @@ class Ping(NamedTuple):
     seconds: float
     """Duration of the round trip."""
     server: ServerFacts
-    tracking: bool
-    """Whether the server announces changes to this connection."""
+    tracking: TrackingMode
+    """How the server announces changes to this connection."""
 
 
 class Client(AtomicKeys):
@@ -329,7 +330,7 @@ class Client(AtomicKeys):
             if not error.refused:
                 raise
             about = None
-        return Ping(took, ServerFacts.read(about), wire.tracking)
+        return Ping(took, ServerFacts.read(about), mode_of(wire.tracking, wire.broadcasts))
 
     async def count(self, keys: Sequence[bytes]) -> int:
         """Return how many of some keys exist.

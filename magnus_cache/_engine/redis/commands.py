@@ -23,6 +23,7 @@ __all__ = [
     "TIME",
     "TRACKING",
     "TRACKING_ALL",
+    "TRACKING_OFF",
     "Command",
     "acquire_many",
     "announce_all",
@@ -136,6 +137,7 @@ _LOUD: Final = _TRACKING_ALL + _EXEC
 TIME: Final = Command("TIME", pack(b"TIME"))
 TRACKING: Final = Command("CLIENT TRACKING", pack(b"CLIENT", b"TRACKING", b"ON", b"NOLOOP"))
 CLIENT_ID: Final = Command("CLIENT ID", pack(b"CLIENT", b"ID"))
+TRACKING_OFF: Final = Command("CLIENT TRACKING", pack(b"CLIENT", b"TRACKING", b"OFF"))
 TRACKING_ALL: Final = (_MULTI, _TRACKING_ALL, _EXEC)
 DB_SIZE: Final = Command("DBSIZE", pack(b"DBSIZE"))
 INFO_MEMORY: Final = Command("INFO", pack(b"INFO", b"memory"))

@@ -18,6 +18,7 @@ __all__ = [
     "IS_SENTINEL",
     "SENTINEL_GRANTS",
     "TopologyError",
+    "cause",
     "explain",
     "none_of",
     "refused",
@@ -54,6 +55,18 @@ _FORBIDDEN: Final = re.compile(r"ACL failure in script|user executing the script
 """The error of an allowed script that calls a forbidden command: in Redis 7 and Valkey, and in Redis 6."""
 
 
+_IN_SCRIPT: Final = re.compile(r"@user_script: ?\d+: -(OOM|READONLY) (.*)", re.DOTALL)
+"""What a command within a script was refused with, in Redis 6: the error of the script as a whole begins with ERR."""
+
+_REFUSALS: Final = {"OOM": errors.OutOfMemoryError, "READONLY": errors.ReadOnlyError}
+
+
+def cause(error: Exception) -> Exception:
+    """Return an error reply as servers from Redis 7.0 on send it: with the code of the command within a script."""
+    within = _IN_SCRIPT.search(str(error))
+    return error if within is None else _REFUSALS[within[1]](within[2])
+
+
 GRANTS: Final = (
     "+get +mget +getrange +set +del +unlink +exists +pttl +pexpire +hmget +hset +hdel +hsetnx +hgetall +hincrby "
     "+expire +zadd +zrem +zrangebyscore +zremrangebyscore +scan +dbsize +multi +exec +eval +evalsha +time +info "
@@ -78,7 +91,10 @@ IS_SENTINEL: Final = (
 def _grant(error: object) -> str:
     """Return what to grant: the command that an ACL error names, and the full list, to avoid the next refusal."""
     match = re.search(r"run the '([\w|]+)' command", str(error))
-    needed = f"{GRANTS}, on a Redis Cluster also {CLUSTER_GRANTS}, on the keys '<prefix>*' and '{{<prefix>*'"
+    needed = (
+        f"{GRANTS}, on a Redis Cluster also {CLUSTER_GRANTS}, before Redis 7.0 +cluster|slots for +cluster|shards, on "
+        "the keys '<prefix>*' and '{<prefix>*'"
+    )
     return f"grant the user +{match[1]} (in all it needs {needed})" if match else f"grant the user {needed}"
 
 

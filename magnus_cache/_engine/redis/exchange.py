@@ -126,6 +126,7 @@ class Connection(Protocol):
     :ivar known: the epochs that need not be asked for on it.
     :ivar time: the estimate of its server's clock.
     :ivar tracking: whether its server announces changes; where it does not, trust is granted per read.
+    :ivar broadcasts: whether its server announces all changes, by prefix: those of this process, too.
     :ivar questions: what is to be asked because of announcements.
     :ivar keeps_identity: whether its handshake has read that its server keeps its own identity, and the server
         announces its removal.
@@ -139,6 +140,7 @@ class Connection(Protocol):
     known: "KnownEpochs"
     time: "RedisTime"
     tracking: bool
+    broadcasts: bool
     questions: "Questions"
     leases_held: int
     up: bool

@@ -109,13 +109,16 @@ async def introduce(
         raise MasterDownError("the server is a replica that has lost its primary")
     switched, echoes = replies[len(commands.NAME_LIBRARY) :], False
     tracks = bool(switched) and not isinstance(switched[0], Exception)
+    broadcasts = tracks and tracking.mode == "prefix"
     if tracking.mode == "keys":
         echoes = type(switched[-1]) is list and not isinstance(switched[-1][0], Exception)
         echoes = echoes and _version(server) >= _ORDERLY
         if tracks and not echoes:
-            # Again: the first one may have been undone, such as with an ACL that forbids MULTI.
-            (again,) = await answers(connection, commands.TRACKING.packed)
-            tracks = not isinstance(again, Exception)
+            # By key, it could only announce with NOLOOP, see `_switches`. By prefix, it announces at the end of a turn.
+            announced = commands.announce_all(tracking.prefixes)
+            again = await answers(connection, commands.TRACKING_OFF.packed, announced, commands.get_many((key,)))
+            _, switched_again, stored = again
+            tracks = broadcasts = not isinstance(switched_again, Exception)
     return ServerInfo(
         tracking=tracks,
         echoes=echoes,
@@ -128,8 +131,8 @@ async def introduce(
         ended=set(),
         # Announcements by prefix come at the end of a turn of the server.
         former=former_history(replication),
-        interleaves=tracking.mode == "keys" and _version(server) < _ORDERLY_FOR_OTHERS,
-        broadcasts=tracks and tracking.mode == "prefix",
+        interleaves=tracking.mode == "keys" and not broadcasts and _version(server) < _ORDERLY_FOR_OTHERS,
+        broadcasts=broadcasts,
     )
 
 
@@ -144,8 +147,8 @@ def _switches(tracking: Tracking) -> tuple[bytes, ...]:
         return ()
     if tracking.mode == "prefix":
         return (commands.announce_all(tracking.prefixes),)
-    # With NOLOOP, a server announces neither keys that it evicts for our commands, nor keys that it stops tracking. In
-    # a transaction, because writes that switch NOLOOP on for themselves are in one, too.
+    # With NOLOOP, a server announces neither keys that it evicts for our commands, nor keys that it stops tracking. So
+    # it is switched off again, in a transaction, because writes that switch NOLOOP on for themselves are in one, too.
     return (commands.TRACKING.packed, *commands.TRACKING_ALL)
 
 

@@ -20,7 +20,7 @@ from redis.exceptions import NoScriptError
 
 from magnus_cache._engine.coherence.epochs import LARGE_BYTES
 from magnus_cache._engine.redis import commands
-from magnus_cache._engine.redis.diagnosis import refused
+from magnus_cache._engine.redis.diagnosis import cause, refused
 from magnus_cache._engine.redis.exchange import Connection, ReadBatch, ValueReceiver
 from magnus_cache._engine.redis.outcomes import check_values, error_of, fail_waiter, no_answer
 from magnus_cache._engine.redis.requests import (
@@ -261,7 +261,7 @@ class Pipeline:
         request.replies -= 1
         # In a transaction the first error names the cause (OOM, NOPERM); EXEC's only says that it was aborted.
         if request.error is None and isinstance(reply, Exception):
-            request.error = reply
+            request.error = cause(reply)
         if request.replies:
             return reply
         reply = request.error or reply

@@ -11,7 +11,7 @@ from magnus_cache._engine.redis.diagnosis import explain
 from magnus_cache._engine.redis.frame_limits import Intake
 from magnus_cache._engine.redis.handshake import ServerInfo, introduce
 from magnus_cache._engine.redis.replies import ServerFacts
-from magnus_cache._engine.redis.tracking import Tracking
+from magnus_cache._engine.redis.tracking import Tracking, TrackingMode, mode_of
 from magnus_cache._engine.runtime.clock import monotonic
 
 if TYPE_CHECKING:
@@ -32,8 +32,8 @@ async def connect_once(
     *,
     mode: str | None = None,
     remap: "Remap | None" = None,
-) -> tuple[float, ServerFacts, bool]:
-    """Connect, and return the seconds of one round trip, facts about the server, and whether it announces changes.
+) -> tuple[float, ServerFacts, TrackingMode]:
+    """Connect, and return the seconds of one round trip, facts about the server, and how it announces changes.
 
     The handshake and the read are those of any connection of the cache.
 
@@ -64,7 +64,7 @@ async def connect_once(
     # The errors of redis-py, sockets and TLS have no common base class below Exception.
     except Exception as error:  # as said
         raise explain(intake.refusal or error, endpoint) from error
-    return took, ServerFacts.read(about), met.tracking
+    return took, ServerFacts.read(about), mode_of(met.tracking, met.broadcasts)
 
 
 async def _introduce_node(

@@ -22,6 +22,11 @@ What is different by prefix
   else. A reply may therefore overtake the announcement of a change that was made before it in the same turn; but nobody
   has an answer to that change yet. All that was changed and answered before a request is announced before its reply.
 
+Redis before 7.0 can announce by key only with NOLOOP: it sends what a command of ours has changed in the midst of the
+reply to it. But with NOLOOP it tells us neither which keys it has evicted to make room for our writes, nor which ones
+it has ceased to track because of our reads. So such a server is asked to announce by prefix, whatever the setting says,
+and so is one whose ACL forbids the transaction of the handshake.
+
 Off, nothing is announced: trust is granted for each read, see `Reads.trust`, as on a server that refuses tracking.
 """
 
@@ -31,7 +36,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 if TYPE_CHECKING:
     from magnus_cache._engine.coherence.epochs import ControlNames
 
-__all__ = ["Tracking", "TrackingMode", "tracking_of"]
+__all__ = ["Tracking", "TrackingMode", "mode_of", "tracking_of"]
 
 TrackingMode = Literal["keys", "prefix", "off"]
 
@@ -39,7 +44,8 @@ TrackingMode = Literal["keys", "prefix", "off"]
 class Tracking(NamedTuple):
     """What a connection asks its server to announce.
 
-    :ivar prefixes: with which the names begin that are announced by prefix; none begins with another.
+    :ivar prefixes: with which the names begin that are announced by prefix; none begins with another. By key, they are
+        for a server that cannot do that.
     """
 
     mode: TrackingMode
@@ -51,9 +57,14 @@ def tracking_of(mode: TrackingMode, controls: "ControlNames") -> Tracking:
 
     :param controls: the names of its control keys.
     """
-    if mode != "prefix":
+    if mode == "off":
         return Tracking(mode)
     prefix = controls.root.partition(b"!")[0]
     # A lease has its value's name in braces. The namespaces' epochs begin with the name of the root's.
     names = (prefix + b":", b"{" + prefix + b":", controls.root, controls.tags, controls.server, prefix + b"!pauses")
     return Tracking(mode, names)
+
+
+def mode_of(tracks: bool, broadcasts: bool) -> TrackingMode:  # two facts about one connection
+    """Return how a connection's server announces changes, by whether it does, and whether by prefix."""
+    return "prefix" if broadcasts else "keys" if tracks else "off"

@@ -79,8 +79,8 @@ class Wire:
         self.max_staleness = limits.max_staleness
         self.database, self.probe = endpoint.db, limits.controls.probe
         self.trust, self.known = Trust(-math.inf), KnownEpochs()
-        self.questions = Questions(self.loop, lambda: self.known.pace, by_key=limits.tracking.mode == "keys")
-        self.leases_held, self.time, self.tracking = 0, RedisTime(), False
+        self.questions = Questions(self.loop, lambda: self.known.pace, lambda: not self.broadcasts)
+        self.leases_held, self.time, self.tracking, self.broadcasts = 0, RedisTime(), False, False
         self._endpoint, self._limits, self._breaker, self._observer = endpoint, limits, breaker, observer
         self._pipeline = self._pipeline_type(observer.measured)
         self._sender = Sender(self.loop, self._pipeline, self._pack)
@@ -281,7 +281,7 @@ class Wire:
         sent = self.clock()
         server = await introduce(connection, self._limits.controls.server, self._limits.tracking)
         # The staleness bound holds without.
-        self.tracking = server.tracking
+        self.tracking, self.broadcasts = server.tracking, server.broadcasts
         # A new connection may lead to a new server: nothing known about the old one's clock counts.
         self.time = RedisTime()
         take_time(server.time, self, sent, self.clock)
