@@ -10,7 +10,7 @@ Only built-in containers have a plan, and only small ones: values of other types
 from collections.abc import Callable, Iterable
 from typing import Any, Final
 
-from magnus_cache._engine.codec.immutable import is_immutable
+from magnus_cache._engine.codec.immutable import ATOMS, is_immutable
 from magnus_cache._engine.codec.markers import kind_of
 
 __all__ = ["MOST_PLANNED_BYTES", "CopyPlan", "plan_for"]
@@ -98,7 +98,10 @@ class _Planning:
         if not _are_immutable(value):
             raise _UnplannedError
         shallow = value.copy
-        parts = [(key, copy) for key, item in value.items() if (copy := self.of(item, depth + 1)) is not None]
+        parts = [
+            (key, copy) for key, item in value.items()
+            if kind_of(item) not in ATOMS and (copy := self.of(item, depth + 1)) is not None
+        ]  # fmt: skip
         if not parts:
             return shallow
 

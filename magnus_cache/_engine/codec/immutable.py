@@ -12,13 +12,14 @@ from magnus_cache._engine.codec.named_tuples import is_rebuilt
 from magnus_cache._engine.codec.registry import registration
 from magnus_cache._engine.codec.stdlib import IMMUTABLE
 
-__all__ = ["is_immutable"]
+__all__ = ["ATOMS", "is_immutable"]
 
-_ATOMS: Final = frozenset(
+ATOMS: Final = frozenset(
     {type(None), bool, int, float, complex, str, bytes, range}
     | {Decimal, date, time, datetime, timedelta, timezone, ZoneInfo, UUID}
     | IMMUTABLE
 )
+"""The types whose instances are immutable and have no parts."""
 _MUTABLE: Final = frozenset({list, dict, set, bytearray})
 
 
@@ -30,7 +31,7 @@ def is_immutable(value: object) -> bool:
     `object.__setattr__`).
     """
     kind = kind_of(value)
-    if kind in _ATOMS:
+    if kind in ATOMS:
         return True
     if kind in _MUTABLE:
         return False
@@ -38,14 +39,14 @@ def is_immutable(value: object) -> bool:
     while pending:
         item = pending.pop()
         kind = kind_of(item)
-        if kind in _ATOMS or isinstance(item, Enum):
+        if kind in ATOMS or isinstance(item, Enum):
             continue
         if kind is not tuple and kind is not frozenset and not _named_tuple(item):
             return False
         kinds = set(map(kind_of, item))
         if not _MUTABLE.isdisjoint(kinds):
             return False
-        if not kinds <= _ATOMS:
+        if not kinds <= ATOMS:
             pending.extend(item)
     return True
 

@@ -11,7 +11,7 @@ from typing import Final
 from magnus_cache._engine.memory.cold import ColdStore
 from magnus_cache._engine.memory.entry import OVERHEAD, Entry, TaggedEntry
 from magnus_cache._engine.memory.placeholder import Placeholder
-from magnus_cache._engine.memory.records import OBJECT, life_of
+from magnus_cache._engine.memory.records import OBJECT, life_of, unpack
 from magnus_cache._engine.memory.store import LocalCache
 from magnus_cache._engine.runtime.critical import engaged
 
@@ -40,31 +40,43 @@ class BatchCache(LocalCache):
         hit, cold = self.hit, self._cold
         if cold is None:
             return list(map(hit, names))
-        table, found = self._table, list[Entry | None]()
-        for name in names:
-            entry = None if name in table else self._glance(cold, name)
-            found.append(hit(name) if entry is None else entry)
+        table = self._table
+        # These first: a record that becomes hot makes another entry leave.
+        found = [hit(name) if name in table else None for name in names]
+        missing = [name for name, entry in zip(names, found, strict=True) if entry is None]
+        if missing:
+            glanced = self._glance(cold, missing)
+            for place, name in enumerate(names):
+                if found[place] is None:
+                    found[place] = glanced[name] if name in glanced else hit(name)
         return found
 
-    def _glance(self, cold: ColdStore, name: bytes) -> Entry | None:
-        """Return an entry like the one that a record stands for, which stays a record; None to have it looked up."""
-        if not cold.record(name) or engaged():
-            return None
-        self._glances += 1
-        if self._glances % _HEATED == 0:
-            return None
+    def _glance(self, cold: ColdStore, names: Sequence[bytes]) -> dict[bytes, Entry]:
+        """Return entries like those that records stand for, which stay records; `hit` looks up what is not among them.
+        """
+        found: dict[bytes, Entry] = {}
+        if engaged():
+            return found
+        table, shards, bases, many = self._table, cold.shards, cold.bases, len(cold.shards)
         with self._lock:
-            there = cold.entry(name)
-            if there is None or not there[0]:
-                return None
-            entry = there[1]
-            if not (entry.generation == self.generation or self._is_current(name, entry)):
-                return None
-            now, trust = self._clock(), entry.trust
-            if not (now < entry and now < trust.deadline):
-                return None
-            trust.used = True
-            return entry
+            now = self._clock()
+            for name in names:
+                if name in table:
+                    continue
+                record = shards[hash(name) % many].get(name)
+                if not record:
+                    continue
+                self._glances += 1
+                if self._glances % _HEATED == 0:
+                    continue
+                entry = unpack(record, bases)
+                if not (entry.generation == self.generation or self._is_current(name, entry)):
+                    continue
+                trust = entry.trust
+                if now < entry and now < trust.deadline:
+                    trust.used = True
+                    found[name] = entry
+        return found
 
     def count(self, names: Iterable[bytes]) -> int:
         """Return how many names have an entry that is fresh and not cleared, trusted or not."""

@@ -3,11 +3,13 @@
 An encoded value takes its bytes. A decoded one takes several times as many: a tuple of tuples of `Decimal` eight times.
 """
 
-import sys
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from datetime import date, datetime, time, timedelta
+from decimal import Decimal
 from enum import Enum
 from itertools import islice
+from sys import getsizeof
 from typing import Any, Final
 
 from magnus_cache._engine.memory.entry import MOST_BYTES, CodecBytes, Entry
@@ -25,8 +27,13 @@ _SAMPLES: Final = 16
 
 _ALIGNMENT: Final = 16
 _OBJECT: Final = 64
-_HEAD: Final = sys.getsizeof("")
+_HEAD: Final = getsizeof("")
 _PLAIN: Final = frozenset({str, bytes, int, float, complex, range})
+_SINGLE: Final = frozenset({str, bytes, int, float, complex, Decimal, date, datetime, time, timedelta})
+"""Types of parts that have no parts themselves."""
+_kind_of: Final[Callable[[Any], type[Any]]] = type
+_SHARED: Final = frozenset({type(None), bool})
+_TEXTS: Final = (str, bytes)
 _SMALL_INTS: Final = range(-5, 257)
 """Integers that CPython shares."""
 
@@ -42,8 +49,10 @@ def footprint(value: Any, encoded: int) -> int:
     kind = type(value)
     if kind in _PLAIN:
         # The overhead of a single object is counted with the entry.
-        return max(encoded, sys.getsizeof(value) - _HEAD)
-    return max(_estimate(value, _NODES, set()), encoded if kind is not bool and value is not None else 0)
+        return max(encoded, getsizeof(value) - _HEAD)
+    # As the only part of something.
+    size = _parts([value], 1, _NODES + 1, set())
+    return max(size, encoded if kind is not bool and value is not None else 0)
 
 
 def object_size(value: Any) -> int:
@@ -55,7 +64,7 @@ def object_size(value: Any) -> int:
     size = 0
     for ask in (
         lambda: footprint(value, 0),
-        lambda: sys.getsizeof(value),
+        lambda: getsizeof(value),
         lambda: value.nbytes,
         lambda: value.estimated_size(),
     ):
@@ -119,10 +128,8 @@ def keep_made(memory: LocalCache, name: bytes, entry: Entry, value: Any, payload
 
 
 def _estimate(value: Any, nodes: int, seen: set[int]) -> int:
-    if value is None or value is True or value is False or isinstance(value, Enum | type) or id(value) in seen:
-        return 0
-    kind = type(value)
-    if (kind is int and value in _SMALL_INTS) or (kind in (str, bytes) and len(value) < 2):
+    """Estimate a value that is none of `_SINGLE`."""
+    if isinstance(value, Enum | type) or id(value) in seen:
         return 0
     # All rows share the objects of their keys.
     seen.add(id(value))
@@ -135,7 +142,8 @@ def _estimate(value: Any, nodes: int, seen: set[int]) -> int:
         return _own(value) + _parts(_spread(value), len(value), nodes, seen)
     if isinstance(value, set | frozenset):
         return _own(value) + _parts(list(islice(value, _SAMPLES)), len(value), nodes, seen)
-    if kind.__module__ == "builtins" or kind.__module__ in ("decimal", "datetime"):
+    module = type(value).__module__
+    if module == "builtins" or module in ("decimal", "datetime"):
         return _own(value)
     return _of_object(value, nodes, seen)
 
@@ -155,7 +163,7 @@ def _of_object(value: Any, nodes: int, seen: set[int]) -> int:
 
 
 def _own(value: Any) -> int:
-    return (sys.getsizeof(value) + _ALIGNMENT - 1) // _ALIGNMENT * _ALIGNMENT
+    return (getsizeof(value) + _ALIGNMENT - 1) // _ALIGNMENT * _ALIGNMENT
 
 
 def _spread(value: Sequence[Any]) -> list[Any]:
@@ -173,5 +181,15 @@ def _parts(sample: list[Any], count: int, nodes: int, seen: set[int]) -> int:
         return 0
     if nodes <= 1:
         return count * _OBJECT
-    each = max(1, (nodes - 1) // len(sample))
-    return sum(_estimate(part, each, seen) for part in sample) * count // len(sample)
+    each, total = max(1, (nodes - 1) // len(sample)), 0
+    for part in sample:
+        kind = _kind_of(part)
+        if kind in _SHARED:
+            continue
+        if kind not in _SINGLE:
+            total += _estimate(part, each, seen)
+        elif not ((kind is int and part in _SMALL_INTS) or (kind in _TEXTS and len(part) < 2) or id(part) in seen):
+            # Without a call: most parts are such.
+            seen.add(id(part))
+            total += (getsizeof(part) + _ALIGNMENT - 1) // _ALIGNMENT * _ALIGNMENT
+    return total * count // len(sample)
