@@ -167,10 +167,11 @@ class QueryCache:
         if _is_async(connection, "async_scoped_session"):
             connection = connection()
         if _is_async(connection, "AsyncConnection", "AsyncSession"):
-            return connection.run_sync(
+            awaited: Awaitable[Result[Any]] = connection.run_sync(
                 self.execute, statement, parameters, ttl=ttl, tables=tables, tags=tags, vary=vary,
                 execution_options=execution_options,
             )  # fmt: skip
+            return awaited
         if isinstance(connection, scoped_session):
             connection = connection()
         if not isinstance(connection, Connection | Session):
