@@ -55,7 +55,7 @@ class View(NamedTuple):
     def empty(self) -> bool:
         """Whether no process has published anything."""
         figures = self.figures
-        return figures is not None and not self.processes and not figures["total_requests"] and not figures["processes"]
+        return figures is not None and not (self.processes or figures["namespaces"] or figures["processes"])
 
 
 class Watch:

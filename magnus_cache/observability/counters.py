@@ -12,7 +12,7 @@ _MICROS: Final = 1_000_000
 class Counted(NamedTuple):
     """A counter that is exported.
 
-    :ivar count: its name in `Counters`, or in the counts of a process.
+    :ivar figure: its name in `Counters`, or in the counts of a process.
     :ivar name: the name of the series, without what both begin with.
     :ivar unit: what is counted, for OpenTelemetry.
     :ivar text: the description.
@@ -20,7 +20,7 @@ class Counted(NamedTuple):
     :ivar apart: whether OpenTelemetry has it in an instrument of its own: a look-up and a load have a ``result`` there.
     """
 
-    count: str
+    figure: str
     name: str
     unit: str
     text: str
@@ -29,7 +29,7 @@ class Counted(NamedTuple):
 
     def of(self, counters: Any) -> float:
         """Return what is shown of the counters of a namespace or function."""
-        found: int = getattr(counters, self.count)
+        found: int = getattr(counters, self.figure)
         return found if self.parts == 1 else found / self.parts
 
 

@@ -87,7 +87,7 @@ class Instrumentation:
             if not about.apart:
                 counter(about.name, about.unit, about.text, _of_namespaces(about))
         for about in OF_PROCESSES:
-            counter(about.name, about.unit, about.text, _of_process(about.count))
+            counter(about.name, about.unit, about.text, _of_process(about.figure))
         counter("redis.errors", "{exchange}", "Failed exchanges with Redis.", _errors)
         counter("outages", "{outage}", "Outages of Redis.", _outages)
         for figure, (name, unit, text) in _NOW.items():

@@ -160,7 +160,7 @@ class _Families:
                 if about.name in _OF_FUNCTIONS
             ]
         self._errors = self._counter("redis_errors", "Failed exchanges with Redis, by reason.", (*labels, "reason"))
-        self._of_processes = [(about.count, self._counter(about.name, about.text, labels)) for about in OF_PROCESSES]
+        self._of_processes = [(about.figure, self._counter(about.name, about.text, labels)) for about in OF_PROCESSES]
         self._now = {figure: self._gauge(name, text, labels) for figure, (name, text) in _NOW.items()}
         self._load_latency = self._histogram("load_duration_seconds", "Durations of loads.", labels)
         self._l2_latency = self._histogram("redis_read_duration_seconds", "Durations of reads from Redis.", labels)

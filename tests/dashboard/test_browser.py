@@ -296,7 +296,7 @@ def test_a_key_is_chosen_and_explained(visit: Callable[..., Any], server: Embedd
         told: list[str] = []
         for row in (1, 2):
             table.click(position={"x": 18, "y": 35 * row + 17})
-            code = page.get_by_test_id("stCode").filter(visible=True)
+            code = page.get_by_test_id("stTabs").get_by_test_id("stCode").filter(visible=True)
             code.wait_for()
             wait_until(lambda code=code: code.inner_text() not in told, PATIENCE)
             told.append(code.inner_text())

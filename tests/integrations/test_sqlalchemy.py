@@ -36,6 +36,7 @@ from magnus_cache import CacheArgumentError, CacheManager, CacheTypeError, Names
 from magnus_cache.integrations.sqlalchemy import QueryCache
 from magnus_cache.integrations.sqlalchemy.statements import Database, planned
 from magnus_cache.testing import Proxy
+from tests.support.programs import output_of
 from tests.support.wait import wait_until
 
 
@@ -1032,6 +1033,27 @@ def test_an_outage_holds_up_no_query_and_no_commit(proxy: Proxy, shop: Counting)
 
 
 # -- async ------------------------------------------------------------------------------------------------------
+
+
+def test_blocking_programs_need_no_greenlet() -> None:
+    """SQLAlchemy 2.1 does not bring it by itself, and its asyncio module cannot be imported without it."""
+    output_of("-c", """
+import sys
+sys.modules["greenlet"] = None
+import sqlalchemy
+from magnus_cache import CacheManager, CacheTypeError
+from magnus_cache.integrations.sqlalchemy import QueryCache
+five, engine = sqlalchemy.select(sqlalchemy.literal(5)), sqlalchemy.create_engine("sqlite://")
+with CacheManager(redis_enabled=False) as cache, engine.connect() as connection:
+    queries = QueryCache(engine, cache=cache)
+    assert [queries.execute(connection, five).scalar() for _ in "12"] == [5, 5]
+    try:
+        queries.execute(engine, five)
+    except CacheTypeError as error:
+        assert "not Engine" in str(error)
+    else:
+        raise AssertionError
+""")  # fmt: skip
 
 
 @pytest.fixture

@@ -30,7 +30,7 @@ _REPLACEMENTS: Final = 5
 class Lifetime(NamedTuple):
     """How old a value is, and how long it will be kept, by the clock of Redis; no host's clock counts.
 
-    :ivar age: seconds since the load or the `set` of the value began, in any process, as `Stamped.age`.
+    :ivar age: seconds since the load or the `set` of the value began, in any process, as the age of a `Stamped`.
     :ivar left: remaining TTL in seconds; below zero for a stale value within its grace.
     """
 

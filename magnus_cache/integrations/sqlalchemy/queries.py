@@ -1,14 +1,14 @@
 """`QueryCache`: looks a statement up, or executes it and stores the result."""
 
 import logging
+import sys
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Final, overload
+from typing import TYPE_CHECKING, Any, Final, overload
 
 from sqlalchemy import Connection, Engine, Result, event
 from sqlalchemy.engine import Dialect
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, async_scoped_session
 from sqlalchemy.orm import ORMExecuteState, Session, scoped_session
 
 from magnus_cache import (
@@ -27,6 +27,9 @@ from magnus_cache.integrations.sqlalchemy.results import Stored, check_columns, 
 from magnus_cache.integrations.sqlalchemy.statements import Database, Plan, planned
 from magnus_cache.integrations.sqlalchemy.tables import Tags
 
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, async_scoped_session
+
 __all__ = ["QueryCache"]
 
 _log: Final = logging.getLogger("magnus_cache.integrations.sqlalchemy")
@@ -39,6 +42,15 @@ _LISTENERS: Final = (
     "a listener has changed a statement, or may do so, so its result is not cached: name what it depends on, as in "
     "vary=tenant, or vary=() if it changes nothing"
 )
+
+
+def _is_async(thing: Any, *names: str) -> bool:
+    """Return whether this is one of these classes of SQLAlchemy's asyncio module.
+
+    Only a program that has imported it has such objects. It needs greenlet, which SQLAlchemy does not bring by itself.
+    """
+    module = sys.modules.get("sqlalchemy.ext.asyncio")
+    return module is not None and isinstance(thing, tuple(getattr(module, name) for name in names))
 
 
 class _Refused(Exception):  # noqa: N818  # raised through the cache, and never to a caller
@@ -87,7 +99,7 @@ class QueryCache:
 
     def __init__(
         self,
-        *engines: Engine | AsyncEngine,
+        *engines: "Engine | AsyncEngine",
         cache: CacheManager | AsyncCacheManager | None = None,
         namespace: str = "sql",
         database: str | None = None,
@@ -105,8 +117,9 @@ class QueryCache:
         self._watch = Watch(self._tags, self._invalidate)
         self._sessions: list[Any] = []
         self._told = set[str]()
-        for each in engines:
-            engine = each.sync_engine if isinstance(each, AsyncEngine) else each
+        given: tuple[Any, ...] = engines
+        for each in given:
+            engine = each.sync_engine if _is_async(each, "AsyncEngine") else each
             if not isinstance(engine, Engine):
                 raise CacheTypeError("engines", f"an Engine or AsyncEngine is needed, not {type(each).__name__}")
             self._watch.attach(engine, Database(engine.url, database))
@@ -121,7 +134,7 @@ class QueryCache:
 
     @overload
     def execute(
-        self, connection: AsyncConnection | AsyncSession | async_scoped_session[Any], statement: Any,
+        self, connection: "AsyncConnection | AsyncSession | async_scoped_session[Any]", statement: Any,
         parameters: Mapping[str, Any] | None = None, *, ttl: Any = None, tables: Iterable[Any] | None = None,
         tags: Iterable[str] = (), vary: Any = None, execution_options: Mapping[str, Any] | None = None,
     ) -> Awaitable[Result[Any]]: ...  # fmt: skip
@@ -150,13 +163,14 @@ class QueryCache:
         :raises CacheArgumentError: for a statement whose result cannot be cached, and for text without `tables`.
         :raises Exception: what the database raises, to the caller whose connection it happened on.
         """
-        if isinstance(connection, async_scoped_session):
+        if _is_async(connection, "async_scoped_session"):
             connection = connection()
-        if isinstance(connection, AsyncConnection | AsyncSession):
-            return connection.run_sync(
+        if _is_async(connection, "AsyncConnection", "AsyncSession"):
+            awaited: Awaitable[Result[Any]] = connection.run_sync(
                 self.execute, statement, parameters, ttl=ttl, tables=tables, tags=tags, vary=vary,
                 execution_options=execution_options,
             )  # fmt: skip
+            return awaited
         if isinstance(connection, scoped_session):
             connection = connection()
         if not isinstance(connection, Connection | Session):
