@@ -19,6 +19,7 @@ from typing import Any, Final, Self
 import pytest
 
 from magnus_cache.embedded import EmbeddedServer
+from tests.support.effort import ALL
 from tests.support.wait import nothing_happens_for, wait_until
 
 ROOT: Final = Path(__file__).parents[2]
@@ -38,7 +39,7 @@ _COMMANDS: Final = {
 _CASES: Final = [("uvicorn", 1)]
 """What serves, and how often Redis is killed. `nox -s cluster` does it often, under more load and with each server."""
 
-if os.environ.get("MAGNUS_TESTS") == "all":
+if ALL:
     _CASES += [("uvicorn", 4), ("gunicorn", 2), ("gunicorn, asgi", 2)]
 
 
