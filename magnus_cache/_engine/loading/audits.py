@@ -79,9 +79,15 @@ class Auditor:
 
     def batch(self, request: BatchRequest, found: Iterable[tuple[BatchItem, Entry | None]]) -> None:
         """Count the hits of a batch whose namespace or function audits, and audit those that are drawn."""
-        for item, entry in found:
-            sampler = self._sampler(item.ref.namespace, request.options.audit)
-            if sampler is not None and sampler.drawn():
+        hits = list(found)
+        sampler = self._sampler(hits[0][0].ref.namespace, request.options.audit) if hits else None
+        if sampler is None:
+            return
+        if sampler.left >= len(hits):
+            sampler.left -= len(hits)  # none of them is drawn
+            return
+        for item, entry in hits:
+            if sampler.drawn():
                 self.hit(partial(self._of_key, request, item), entry)
 
     def _of_key(self, request: BatchRequest, item: BatchItem) -> LoadRequest[Any]:
