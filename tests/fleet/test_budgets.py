@@ -104,7 +104,10 @@ def test_a_budget_may_be_the_whole_limit_of_its_source(fleet: Fleet, origin: Ori
     """Not one request is refused, although the source counts those of any window, and when they arrive."""
     limiter = Limiter(12, LIMIT, late=0.25)
     source = origin.says("/quotes", limiter)
-    values = asked(fleet.hire(PROCESSES, server.url), source, 3, "12/5s")
+    workers = fleet.hire(PROCESSES, server.url)
+    # What a process does for the first time takes it long.
+    asked(workers, origin.says("/warm", Limiter(1000, 1.0)), 3, None, prefix="warm")
+    values = asked(workers, source, 3, "12/5s")
     assert "CacheBudgetError" not in values
     assert (len(limiter.served), limiter.refused) == (PROCESSES * 3, [])
 
