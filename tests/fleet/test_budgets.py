@@ -14,6 +14,7 @@ import redis
 
 from magnus_cache.embedded import EmbeddedServer
 from tests.conftest import emptied
+from tests.support.effort import ALL
 from tests.support.fleet import PATIENCE, Fleet, Worker
 from tests.support.origin import Origin, Reply, Seen, serving
 from tests.support.wait import wait_until
@@ -22,7 +23,7 @@ pytestmark = pytest.mark.timeout(120)
 
 PROCESSES = 8
 
-LIMIT = 5.0 if os.environ.get("MAGNUS_TESTS") == "all" else 4.0
+LIMIT = 5.0 if ALL else 4.0
 """Seconds of the window of a source with a budget of 5 seconds. A process that is stopped for longer than a quarter of
 a second, between its token and its request, is too late for the very limit: only `nox -s cluster` is alone."""
 
