@@ -1,6 +1,5 @@
 """A rate-limited HTTP server and the processes of a fleet: what it refuses, what a pause and a killed process do."""
 
-import math
 import os
 import signal
 import threading
@@ -14,7 +13,6 @@ import redis
 
 from magnus_cache.embedded import EmbeddedServer
 from tests.conftest import emptied
-from tests.support.effort import ALL
 from tests.support.fleet import PATIENCE, Fleet, Worker
 from tests.support.origin import Origin, Reply, Seen, serving
 from tests.support.wait import wait_until
@@ -23,26 +21,19 @@ pytestmark = pytest.mark.timeout(120)
 
 PROCESSES = 8
 
-LIMIT = 5.0 if ALL else 4.0
-"""Seconds of the window of a source with a budget of 5 seconds. A process that is stopped for longer than a quarter of
-a second, between its token and its request, is too late for the very limit: only `nox -s cluster` is alone."""
-
 
 class Limiter:
-    """Serves some requests in any window, and refuses the others with 429.
+    """Serves some requests in any window, and refuses the others with 429."""
 
-    :param late: seconds that a request may take to the source; what a busy machine adds does not count.
-    """
-
-    def __init__(self, limit: int, window: float, pause: float = 1.0, late: float = math.inf) -> None:
-        self.limit, self.window, self.pause, self.late = limit, window, pause, late
+    def __init__(self, limit: int, window: float, pause: float = 1.0) -> None:
+        self.limit, self.window, self.pause = limit, window, pause
         self.served: list[float] = []
         self.refused: list[float] = []
         self.refusals = 0
         self._lock = threading.Lock()
 
     def __call__(self, seen: Seen) -> Reply:
-        now = min(time.monotonic(), float(seen.headers["x-began"]) + self.late)
+        now = time.monotonic()
         with self._lock:
             recent = [at for at in self.served if now - at < self.window]
             if self.refusals or len(recent) >= self.limit:
@@ -99,18 +90,6 @@ def test_a_fleet_that_keeps_to_the_limit_of_its_source_is_never_refused(
     assert "CacheBudgetError" not in values
     assert sorted(values) == sorted(f"{number}-{each}" for number in range(PROCESSES) for each in range(4))
     assert (len(limiter.served), limiter.refused) == (PROCESSES * 4, [])
-
-
-def test_a_budget_may_be_the_whole_limit_of_its_source(fleet: Fleet, origin: Origin, server: EmbeddedServer) -> None:
-    """Not one request is refused, although the source counts those of any window, and when they arrive."""
-    limiter = Limiter(12, LIMIT, late=0.25)
-    source = origin.says("/quotes", limiter)
-    workers = fleet.hire(PROCESSES, server.url)
-    # What a process does for the first time takes it long.
-    asked(workers, origin.says("/warm", Limiter(1000, 1.0)), 3, None, prefix="warm")
-    values = asked(workers, source, 3, "12/5s")
-    assert "CacheBudgetError" not in values
-    assert (len(limiter.served), limiter.refused) == (PROCESSES * 3, [])
 
 
 def test_one_refusal_teaches_the_whole_fleet(fleet: Fleet, origin: Origin, server: EmbeddedServer) -> None:
