@@ -231,12 +231,8 @@ class Worker:
         namespace = Namespace("limited", ttl=60, budget=budget, hard_timeout=hard_timeout)
 
         def fetch(key: str) -> str:
-            # The monotonic clock is the same one in all processes of a machine.
-            request = urllib.request.Request(
-                f"{source}?{key}", headers={"X-Began": repr(time.monotonic())}
-            )  # of this machine
             try:
-                with urllib.request.urlopen(request, timeout=PATIENCE) as reply:  # of this machine
+                with urllib.request.urlopen(f"{source}?{key}", timeout=PATIENCE) as reply:  # of this machine
                     return str(reply.read().decode())
             except urllib.error.HTTPError as error:
                 with error:
