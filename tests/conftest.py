@@ -65,11 +65,13 @@ _FOR_PEOPLE: Final = (
 """Where the tests of what people touch are: most of them start a program each."""
 
 _ON_THE_ENGINE: Final = (
-    "tests/api/test_changes.py", "tests/api/test_keep_warm.py", "tests/api/test_stamps.py",
+    "tests/api/test_changes.py", "tests/api/test_keep_warm.py", "tests/api/test_keep_warm_limits.py",
+    "tests/api/test_stamps.py",
     "tests/coordination/test_ledger.py", "tests/fleet/test_budgets.py", "tests/fleet/test_changes_machine.py",
     "tests/fleet/test_warm_jobs.py", "tests/loading/test_audits.py", "tests/loading/test_budgets.py",
-    "tests/loading/test_costs.py", "tests/loading/test_spending.py", "tests/redis/test_buckets.py",
-    "tests/redis/test_changes_faults.py", "tests/simulation/", "tests/store/test_calendar_ttls.py",
+    "tests/loading/test_costs.py", "tests/loading/test_held_back.py", "tests/loading/test_spending.py",
+    "tests/redis/test_buckets.py", "tests/redis/test_changes_faults.py", "tests/simulation/",
+    "tests/store/test_calendar_ttls.py",
 )  # fmt: skip
 """Where the tests of what is built upon loads and stores are: they wait for timers, and the engine has its own."""
 

@@ -1,7 +1,7 @@
 """The command `bill`: what loads have cost in the fleet, and what the cache has saved."""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict
 from enum import StrEnum
 from typing import Annotated, Final, NamedTuple
@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from magnus_cache import LedgerRow
+from magnus_cache._engine.api.spend_report import SpendUse, spend_report
 from magnus_cache._engine.redis.fleet_keys import DAYS
 from magnus_cache._engine.runtime.ledger import money_text
 from magnus_cache._engine.store.explanation import duration_text
@@ -42,15 +43,17 @@ def bill(
     """Print what loads have cost in the fleet, and what the cache has saved: in money, time and calls, by day."""
     with opened(url, prefix) as cache:
         rows, currency = cache.get_ledger(days, by=by.value), cache._state.settings.currency
+        limits = spend_report(cache._state, [row.namespace for row in rows])
         if json:
             found = [{**asdict(row), "saved_percent": row.saved_percent} for row in rows]
             total = _Sum.of(rows)
             print_json(
                 {"days": days, "by": by.value, "currency": currency, "rows": found,
-                 "total": {**total._asdict(), "saved_percent": total.percent}}
+                 "total": {**total._asdict(), "saved_percent": total.percent},
+                 "limits": [each._asdict() for each in limits]}
             )  # fmt: skip
         else:
-            console().print(_drawn(rows, days, by, currency))
+            console().print(Group(_drawn(rows, days, by, currency), *_limits(limits, currency)))
 
 
 class _Sum(NamedTuple):
@@ -90,6 +93,21 @@ def _drawn(rows: Sequence[LedgerRow], days: int, by: _By, currency: str) -> Rend
         each = _grouped(rows, lambda row: str(row.day))
         parts += [Text(), _table("day", dict(sorted(each.items(), reverse=True)), currency)]
     return Group(*parts)
+
+
+def _limits(limits: Sequence[SpendUse], currency: str) -> Iterator[RenderableType]:
+    if not limits:
+        return
+    table = Table(box=None, pad_edge=False, header_style="bold", expand=False)
+    table.add_column("limit of", overflow="ellipsis", no_wrap=True, min_width=10)
+    for name in ("spend_limit", "spent of it", "share"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for each in limits:
+        limit, spent = money_text(each.limit, currency), money_text(each.spent, currency)
+        share = Text(f"{each.percent:.0f} %", "bold red" if each.spent >= each.limit else "")
+        table.add_row(Text(each.namespace), f"{limit}/{each.period}", spent, share)
+    yield Text()
+    yield table
 
 
 def _grouped(rows: Sequence[LedgerRow], key: Callable[[LedgerRow], str]) -> dict[str, _Sum]:

@@ -91,6 +91,7 @@ def findings(cache: CacheManager, health: Health) -> Iterator[Finding]:
                     yield Finding(name, "fix", f"{type(error).__name__}{about}: {error}")
             yield from _acl(server, state, about, health)
     yield from _foreign(cache)
+    yield from _warm(cache)
     yield from _settings(state.settings)
     yield from _namespaces()
 
@@ -333,6 +334,20 @@ def _is_ours(raw: bytes | None) -> bool:
     except CacheDecodeError:
         return False
     return True
+
+
+def _warm(cache: CacheManager) -> Iterator[Finding]:
+    """Look at the jobs of `keep_warm`, if there are any."""
+    for job in cache.warm_jobs():
+        if job.process is None:
+            remedy = "start a process with this job; if there is none any more, it is forgotten within a day"
+            yield Finding("keep_warm", "advice", f"no process keeps {job.name} warm", remedy, "keep-warm.md")
+        elif job.failed:
+            what = f"{job.failed:,} loads of {job.name} have failed, the last one with {job.error}"
+            yield Finding("keep_warm", "advice", what, "see the log of the process " + job.process, "keep-warm.md")
+        else:
+            held = f", {job.held_back:,} times held back by limits" if job.held_back else ""
+            yield Finding("keep_warm", "ok", f"{job.process} keeps {job.keys:,} keys of {job.name} warm{held}")
 
 
 def _settings(settings: Any) -> Iterator[Finding]:

@@ -11,7 +11,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from magnus_cache import CacheManager, FleetProcess, __version__
+from magnus_cache import CacheManager, FleetProcess, WarmJob, __version__
 from magnus_cache._engine.api.totals import fleet_totals
 from magnus_cache._engine.runtime.ledger import money_text
 from magnus_cache._engine.store.explanation import duration_text
@@ -40,6 +40,10 @@ _WIDE: Final = 124
 _ALONE: Final = (
     "Counts are those of this command alone, which called nothing. Those of your programs: magnus-cache stats --fleet"
 )
+
+
+_MOST_JOBS: Final = 10
+"""Jobs of `keep_warm` that `top` shows."""
 
 
 def add_to(app: typer.Typer) -> None:
@@ -91,9 +95,9 @@ def top(
         if json:
             print_json(rates.look())
         elif once or not console().is_terminal:
-            console().print(_hottest(rates.look(), currency))
+            console().print(_hottest(rates.look(), currency, cache.warm_jobs()))
         else:
-            _live(lambda: _hottest(rates.look(), currency), every)
+            _live(lambda: _hottest(rates.look(), currency, cache.warm_jobs()), every)
 
 
 def _repeat(show: Callable[[], object], every: float, *, watch: bool) -> None:
@@ -149,7 +153,7 @@ class _Rates:
         return rate
 
 
-def _hottest(figures: Mapping[str, Any], currency: str) -> RenderableType:
+def _hottest(figures: Mapping[str, Any], currency: str, jobs: Sequence[WarmJob]) -> RenderableType:
     head = Text.assemble(
         (f"{figures['processes']}", "bold"), " processes   hit rate ", (f"{figures['hit_rate_percent']:g} %", "bold"),
         f"   {figures['total_requests']:,} calls in the last day   Redis ",
@@ -157,7 +161,17 @@ def _hottest(figures: Mapping[str, Any], currency: str) -> RenderableType:
     )  # fmt: skip
     width = max((len(name) for part in ("namespaces", "functions") for name in figures[part]), default=0)
     tables = (_table(title, figures[f"{title}s"], currency, width) for title in ("namespace", "function"))
-    return Group(head, *tables)
+    return Group(head, *map(_warm, jobs[:_MOST_JOBS]), *tables)
+
+
+def _warm(job: WarmJob) -> RenderableType:
+    """Return a line about a job of `keep_warm`."""
+    if job.process is None:
+        return Text.assemble(("keep_warm ", "dim"), job.name, ("   no process has it", "yellow"))
+    parts = [f"   {job.keys:,} keys   {job.refreshed:,} loaded"]
+    parts += [f"   {job.held_back:,} held back by limits"] if job.held_back else []
+    failed = f"   {job.failed:,} failed, the last one with {job.error}" if job.failed else ""
+    return Text.assemble(("keep_warm ", "dim"), job.name, "".join(parts), (failed, "red"), f"   by {job.process}")
 
 
 def _table(title: str, rows: Mapping[str, Mapping[str, Any]], currency: str, width: int = 0) -> Table:

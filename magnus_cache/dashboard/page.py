@@ -159,6 +159,16 @@ def _bill(view: View, _: CacheStats) -> None:
     if not any(row.spent or row.saved for row in view.ledger):
         st.caption("No load has a price. Say what one costs: `@cache.cached(..., cost=0.002)`.")
     columns = st.column_config
+    if view.limits:
+        st.dataframe(
+            rows.limits(view.limits, view.currency), hide_index=True,
+            column_config={
+                "Used": columns.ProgressColumn(
+                    format="%.0f %%", min_value=0, max_value=100, color=charts.BLUE,
+                    help="Past the limit, callers get stale values or CacheBudgetError",
+                ),
+            },
+        )  # fmt: skip
     st.dataframe(
         rows.days(view.ledger, view.currency), hide_index=True,
         column_config={

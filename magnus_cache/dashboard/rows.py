@@ -6,6 +6,7 @@ from datetime import UTC, date, datetime
 from typing import Any, Final, NamedTuple
 
 from magnus_cache import CacheStats, FleetProcess, LedgerRow
+from magnus_cache._engine.api.spend_report import SpendUse
 from magnus_cache._engine.runtime.ledger import money_text
 from magnus_cache.dashboard.texts import (
     NOTHING,
@@ -226,6 +227,16 @@ def days(ledger: Sequence[LedgerRow], currency: str) -> Columns:
         "Of the bill": [100.0 * less / (less + paid) if less + paid else None
                         for less, paid in zip(kept, spent, strict=True)],
     }  # fmt: skip
+
+
+def limits(uses: Sequence[SpendUse], currency: str) -> Columns:
+    """Return a table of the limits of spending, and of what is spent of them."""
+    return {
+        "Limit of": [use.namespace for use in uses],
+        "spend_limit": [f"{money_text(use.limit, currency)}/{use.period}" for use in uses],
+        "Spent of it": [money_text(use.spent, currency) for use in uses],
+        "Used": [use.percent for use in uses],
+    }
 
 
 def _whole(count: int) -> int:

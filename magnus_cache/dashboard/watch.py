@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 from magnus_cache import CacheManager, CacheStats, FleetProcess, Health, LedgerRow
+from magnus_cache._engine.api.spend_report import SpendUse, spend_report
 from magnus_cache._engine.runtime.clock import monotonic
 
 __all__ = ["DAYS", "MINUTES", "Outage", "View", "Watch"]
@@ -50,6 +51,8 @@ class View(NamedTuple):
     """What each namespace has cost and saved on each of the last `DAYS` days."""
     currency: str = ""
     """That of the settings, for display."""
+    limits: Sequence[SpendUse] = ()
+    """Of the namespaces in the ledger, with what is spent of them."""
 
     @property
     def empty(self) -> bool:
@@ -77,6 +80,7 @@ class Watch:
         self._minutes: Sequence[CacheStats] = ()
         self._processes: Sequence[FleetProcess] = ()
         self._ledger: Sequence[LedgerRow] = ()
+        self._limits: Sequence[SpendUse] = ()
         self._ledger_at = -_LEDGER
         self._problem: str | None = None
         self._away: tuple[str, float] | None = None
@@ -98,7 +102,7 @@ class Watch:
                 outages.insert(0, Outage(self._away[0], now - self._away[1], 0.0))
             return View(
                 self._figures, self._minutes, self._processes, now - self._at, health, self._problem, outages,
-                self._alone, self._ledger, self._state.settings.currency,
+                self._alone, self._ledger, self._state.settings.currency, self._limits,
             )  # fmt: skip
 
     def expire(self) -> None:
@@ -115,6 +119,7 @@ class Watch:
         if self._alone:
             self._figures, self._at = self._cache.get_stats("fleet"), monotonic()
             self._ledger = self._cache.get_ledger(1)
+            self._limits = spend_report(self._state, ())
             return health
         is_there = bool(health) or any(health.nodes)
         self._note(None if is_there else str(health.reason))
@@ -131,6 +136,7 @@ class Watch:
         self._problem, self._at = None, monotonic()
         if self._at - self._ledger_at >= _LEDGER:
             self._ledger, self._ledger_at = self._cache.get_ledger(DAYS), self._at
+            self._limits = spend_report(self._state, [row.namespace for row in self._ledger])
         return health
 
     def _note(self, reason: str | None) -> None:

@@ -5,8 +5,9 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import redis
 
-from magnus_cache import CacheManager
+from magnus_cache import CacheManager, Namespace
 from magnus_cache.cli.app import main
 
 Run = Callable[..., str]
@@ -78,6 +79,23 @@ def test_the_bill_as_json(run: Run, url: str) -> None:
     assert {row["namespace"]: row["saved_percent"] for row in found["rows"]} == {
         "free": None, "models": pytest.approx(66.667, abs=0.001), "quotes": 50,
     }  # fmt: skip
+
+
+def test_limits_and_what_is_spent_of_them(run: Run, url: str, raw: redis.Redis) -> None:
+    with CacheManager(redis_url=url) as cache:
+        for key in "ab":
+            cache.get_or_set(Namespace("daily", spend_limit="5.00/day"), key, lambda: 1, cost=1.25)
+        cache.get_or_set(Namespace("hourly", spend_limit="1/hour"), "a", lambda: 1, cost=1)
+    use(url)
+    rows = [line.split() for line in run("bill").splitlines()]
+    assert ["daily", "5.00/day", "2.50", "50", "%"] in rows
+    assert ["hourly", "1.00/hour", "1.00", "100", "%"] in rows
+    # A limit of yesterday is one of today, of which nothing is spent.
+    raw.hincrby("magnus!spend:day:daily", "p", -1)
+    assert parsed(run("bill", "--json"))["limits"] == [
+        {"namespace": "daily", "period": "day", "limit": 5.0, "spent": 0.0},
+        {"namespace": "hourly", "period": "hour", "limit": 1.0, "spent": 1.0},
+    ]  # fmt: skip
 
 
 def test_an_empty_bill_says_how_to_give_prices(run: Run, url: str) -> None:

@@ -180,6 +180,17 @@ def test_money_is_shown_once_calls_have_a_price(
     assert "No load has a price." not in words(page)
 
 
+def test_the_bill_has_the_limits_of_spending(opened: Opened, url: str, cache: CacheManager) -> None:
+    for key in range(2):
+        cache.get_or_set(Namespace("models", spend_limit="5.00/day"), key, lambda: 1, cost=1.25)
+    # So that the first look of the page finds them.
+    cache.get_stats("fleet")
+    page = opened("--url", url)
+    newest(page, lambda page: any(each.value.columns[0] == "Limit of" for each in page.dataframe))
+    (limit,) = table(page, "Limit of")
+    assert limit == {"Limit of": "models", "spend_limit": "5.00/day", "Spent of it": "2.50", "Used": 50}
+
+
 def test_the_ledger_is_looked_up_once_a_minute(cache: CacheManager) -> None:
     use(cache)
     watch = Watch(cache, 0)

@@ -3,7 +3,7 @@
 from typing import Final
 
 from magnus_cache.integrations.http import exchange
-from magnus_cache.integrations.llm import async_streams, refusals
+from magnus_cache.integrations.llm import async_streams, cache, refusals
 from tests.support.guards import guard, nothing, put, rewrite
 
 HERE: Final = "tests/integrations/test_refusals.py"
@@ -31,4 +31,4 @@ def without_a_second_begin_of_a_stream() -> None:
 
 @guard(f"{HERE}::test_without_a_budget_callers_get_the_error_of_their_client")
 def without_a_look_whether_a_model_has_a_budget() -> None:
-    rewrite(refusals.Refusals.told, "retry_later_of(error) if self._pauses else None", "retry_later_of(error)")
+    rewrite(cache.LLMCache._refusals, "rules is not None and rules.source(request.key) is not None", "True")

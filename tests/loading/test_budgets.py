@@ -424,6 +424,14 @@ async def test_explain_tells_of_a_paused_source_and_of_a_budget_that_is_used_up(
             await getting(cache, free, source, "a")
         assert "its source 'free' is paused for 1 min more" in (await cache.explain(free, "b")).verdict
 
+        @cache.cached(free, key="{key}", budget="1/h")
+        async def own(key: str) -> str:
+            return key
+
+        await own("a")
+        assert "budget of 1/h" in (await own.explain("b")).verdict
+        assert "own()' is used up" in (await own.explain("b")).verdict
+
 
 # -- without Redis -------------------------------------------------------------------------------------------------
 

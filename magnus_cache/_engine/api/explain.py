@@ -11,6 +11,7 @@ from magnus_cache._engine.loading.permits import source_of
 from magnus_cache._engine.memory.entry import Entry
 from magnus_cache._engine.policy.calendars import CalendarTtl
 from magnus_cache._engine.policy.function_tags import visible_tags
+from magnus_cache._engine.policy.options import LoadOptions
 from magnus_cache._engine.store.explanation import Explanation, duration_text
 from magnus_cache._engine.store.judge import Verdict, settled_verdict
 from magnus_cache._engine.store.local_values import shown_tags
@@ -25,11 +26,14 @@ if TYPE_CHECKING:
 __all__ = ["explain"]
 
 
-async def explain(reads: Reads, ref: KeyRef) -> Explanation:
-    """Return the state of one key. This counts as no request and stores nothing in memory."""
+async def explain(reads: Reads, ref: KeyRef, options: LoadOptions | None = None) -> Explanation:
+    """Return the state of one key. This counts as no request and stores nothing in memory.
+
+    :param options: of the function that loads it, whose budget is asked about; None for the namespace's.
+    """
     for other in ref.others:
         # By which of its names a sealed value is there; for none, the first one's answer.
-        if (found := await explain(reads, other)).level is not None:
+        if (found := await explain(reads, other, options)).level is not None:
             return found
     found, topology = await _explained(reads, ref), reads.state.topology
     history = await history_of(reads.state, ref.name, found.tags)
@@ -39,13 +43,13 @@ async def explain(reads: Reads, ref: KeyRef) -> Explanation:
     calendar = repr(ttl) if isinstance(ttl, CalendarTtl) else None
     tags = visible_tags(shown_tags(found.tags))
     if ref.namespace.limited or reads.state.sources.active:
-        found = replace(found, verdict=found.verdict + await _held_back(reads, ref))
+        found = replace(found, verdict=found.verdict + await _held_back(reads, ref, options))
     return replace(found, tags=tags, slot=slot, node=node, history=history, calendar=calendar)
 
 
-async def _held_back(reads: Reads, ref: KeyRef) -> str:
+async def _held_back(reads: Reads, ref: KeyRef, options: LoadOptions | None) -> str:
     """Return why a load of the key would be held back now; empty if it would not."""
-    source = source_of(ref, None, ref.name)
+    source = source_of(ref, options, ref.name)
     try:
         state = await reads.state.sources.state_of(source)
     except CacheUnavailableError:

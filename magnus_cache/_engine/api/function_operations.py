@@ -10,6 +10,7 @@ from magnus_cache._engine.api.engine import Engine
 from magnus_cache._engine.api.explain import explain as explained
 from magnus_cache._engine.loading.failures import function_name
 from magnus_cache._engine.policy.modes import Mode
+from magnus_cache._engine.policy.options import LoadOptions
 from magnus_cache._engine.store.explanation import Explanation
 from magnus_cache._engine.store.records import KeyRef
 
@@ -27,6 +28,11 @@ class Place(Protocol):
     @property
     def function(self) -> Callable[..., Any]:
         """The function itself."""
+        ...
+
+    @property
+    def options(self) -> LoadOptions:
+        """What its loads do."""
         ...
 
     @property
@@ -60,7 +66,7 @@ def _awaited(place: Place) -> tuple[Any, Any, Any]:
 
     async def explain(*args: Any, **kwargs: Any) -> Explanation:
         """Return what the cache knows about the value for these arguments; see `Cached.explain`."""
-        return await explained(place.engine.reads, place.single(args, kwargs))
+        return await explained(place.engine.reads, place.single(args, kwargs), place.options)
 
     async def contains(*args: Any, **kwargs: Any) -> bool:
         """Return whether there is a value for these arguments; see `Cached.contains`."""
@@ -86,7 +92,7 @@ def _blocking(place: Place) -> tuple[Any, Any, Any]:
         """Return what the cache knows about the value for these arguments; see `Cached.explain`."""
         engine, ref = place.engine, place.single(args, kwargs)
         engine.state.check_open()
-        explanation: Explanation = engine.state.portal.call(explained, engine.reads, ref)
+        explanation: Explanation = engine.state.portal.call(explained, engine.reads, ref, place.options)
         return explanation
 
     def contains(*args: Any, **kwargs: Any) -> bool:

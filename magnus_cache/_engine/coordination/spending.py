@@ -14,12 +14,12 @@ is back. Without Redis in the settings, a process has the limit for itself.
 import asyncio
 import contextlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from magnus_cache._engine.keys.names import Keyspace
-from magnus_cache._engine.policy.spending import SpendLimit, period_of
+from magnus_cache._engine.policy.spending import PERIODS, SpendLimit, period_of
 from magnus_cache._engine.redis.exchange import Callback
 from magnus_cache._engine.redis.server_time import RedisTime
 from magnus_cache._engine.redis.spend_keys import SpendAsk, SpendReply
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from magnus_cache._engine.redis.client import Client
     from magnus_cache._engine.redis.exchange import Connection
 
-__all__ = ["SpendAnswer", "Spending", "SpendingParts"]
+__all__ = ["SpendAnswer", "Spending", "SpendingParts", "SpendingState"]
 
 _SAME_END: Final = 60.0
 """Seconds by which two ends of one period differ at most: Redis tells whole seconds, and hosts measure them."""
@@ -50,6 +50,15 @@ class SpendAnswer(NamedTuple):
     allowed: bool
     retry_after: float
     known: bool = True
+
+
+class SpendingState(NamedTuple):
+    """A limit, and what is spent of it in the present period, in billionths."""
+
+    namespace: str
+    period: str
+    limit: int
+    spent: int
 
 
 class _Account:
@@ -189,11 +198,13 @@ class Spending:
         place = str(namespace), limit
         found = self._accounts.get(place)
         if found is None:
-            key = self._keyspace.control_name("spend", f"{limit.period}:{namespace}")
-            found = self._accounts.setdefault(place, _Account(key, limit))
+            found = self._accounts.setdefault(place, _Account(self._key(namespace, limit.period), limit))
             if not self._parts.enabled:
                 found.left = limit.nanos
         return found
+
+    def _key(self, namespace: str, period: str) -> bytes:
+        return self._keyspace.control_name("spend", f"{period}:{namespace}")
 
     async def enter(self, namespace: str, limit: SpendLimit, price: int) -> SpendAnswer:
         """Return whether a load may begin; if so, its price counts as spent.
@@ -222,6 +233,29 @@ class Spending:
         account = self._account(namespace, limit)
         now, share = self._clock(), self._parts.processes() if self._parts.enabled else 1
         return account.alone(price, share, now, self._end(account, now))
+
+    async def limits(self, namespaces: Iterable[str]) -> list[SpendingState]:
+        """Return what is spent in the present periods of some namespaces; only of those that have a limit.
+
+        :raises CacheUnavailableError: when Redis does not answer, or refuses.
+        """
+        if not self._parts.enabled:
+            return [
+                SpendingState(name, limit.period, limit.nanos, limit.nanos - (account.left or 0) + account.since)
+                for (name, limit), account in sorted(self._accounts.items())
+            ]
+        places = [(name, period) for name in sorted(set(namespaces)) for period in PERIODS]
+        found = await asyncio.gather(*[self._client.spent(self._key(*place)) for place in places])
+        ahead = offset_of(self._clock)
+        return [
+            # Of an earlier period, nothing is spent in the present one.
+            SpendingState(
+                *place, spent.limit,
+                spent.spent if spent.number == period_of(spent.second + ahead, place[1])[0] else 0,
+            )
+            for place, spent in zip(places, found, strict=True)
+            if spent.limit
+        ]  # fmt: skip
 
     def spent(self, namespace: str, limit: SpendLimit, nanos: int) -> None:
         """Note what loads have cost. `report` tells Redis."""

@@ -220,9 +220,9 @@ class Loads:
                 got: Fence | Entry = call(self._acquired, request, flight, fences)
             except NoThreadError as error:
                 called = partial(self.called_blocking, loader)
-                load = partial(uncached, self.acquirer, request, flight, called, error)
+                alone = partial(uncached, self.acquirer, request, flight, called, error)
                 with self.span(request, flight):
-                    return self.permits.called_alone(request, ref, (flight,), load)
+                    return self.permits.called_alone(request, ref, (flight,), alone)
             opened = self._opened(ref, got, flight)
             fence = self.to_load(request, flight, got, opened)
             if isinstance(fence, LoadedValue):

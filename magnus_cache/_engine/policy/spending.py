@@ -8,7 +8,9 @@ from typing import Final, NamedTuple
 from magnus_cache._engine.policy.costs import nanos_of
 from magnus_cache.errors import CacheArgumentError, CacheTypeError
 
-__all__ = ["SpendLimit", "checked_limit", "period_of"]
+__all__ = ["PERIODS", "SpendLimit", "checked_limit", "period_of"]
+
+PERIODS: Final = ("hour", "day", "month")
 
 _TEXT: Final = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*/\s*(hour|day|month)\s*")
 

@@ -1,7 +1,8 @@
 """The operation of the client on limits of spending: one hash for each namespace with a limit.
 
 It has the number of the period (``p``), what was spent in it (``s``, billionths), and for each process the number of
-the last report that was added (``o:<process>``): a report that is sent again, as its answer was lost, counts once.
+the last report that was added (``o:<process>``): a report that is sent again, as its answer was lost, counts once. The
+limit (``l``) is there for people; each process goes by its own.
 The first request of a new period starts at 0. Periods are those of UTC by the clock of Redis; after a clock that was
 set back, the later period goes on.
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from magnus_cache._engine.redis.exchange import Connection, Receive, Waiter
     from magnus_cache._engine.redis.wire import Wire
 
-__all__ = ["SpendAsk", "SpendKeys", "SpendReply"]
+__all__ = ["SpendAsk", "SpendKeys", "SpendReply", "Spent"]
 
 # Months by the algorithm of Howard Hinnant, "chrono-Compatible Low-Level Date Algorithms".
 _SPEND: Final = Script(
@@ -54,10 +55,10 @@ local function period(kind)
 end
 local number, ends = period(ARGV[1])
 local owner = 'o:' .. ARGV[3]
-local head = redis.pcall('HMGET', KEYS[1], 'p', 's', owner)
+local head = redis.pcall('HMGET', KEYS[1], 'p', 's', owner, 'l')
 if head['err'] or (tonumber(head[1]) or -1) < number then
   redis.call('DEL', KEYS[1])
-  head = {false, '0', false}
+  head = {false, '0', false, false}
   redis.call('HSET', KEYS[1], 'p', string.format('%.0f', number), 's', '0')
 end
 local spent = head[2] or '0'
@@ -65,6 +66,7 @@ if not tonumber(spent) then
   spent = '0'
   redis.call('HSET', KEYS[1], 's', spent)
 end
+if head[4] ~= ARGV[6] then redis.call('HSET', KEYS[1], 'l', ARGV[6]) end
 local function add(amount)
   local sum = redis.pcall('HINCRBY', KEYS[1], 's', amount)
   if type(sum) ~= 'number' or sum < 0 then
@@ -88,6 +90,17 @@ if allowed == 1 and price > 0 then add(ARGV[7]) end
 redis.call('EXPIRE', KEYS[1], string.format('%.0f', math.max(ends - now, 0) + 86400))
 return {allowed, spent, math.max(ends - now, 0)}
 """,
+)
+
+
+_SPENT: Final = Script(
+    "SPENT",
+    """
+local found = redis.pcall('HMGET', KEYS[1], 'p', 's', 'l')
+if found['err'] then return {0, '0', '0', 0} end
+return {tonumber(found[1]) or -1, found[2] or '0', found[3] or '0', tonumber(redis.call('TIME')[1])}
+""",
+    writes=0,
 )
 
 
@@ -120,6 +133,19 @@ class SpendReply(NamedTuple):
     """Seconds of the period that are left."""
 
 
+class Spent(NamedTuple):
+    """What is known of a limit, for people."""
+
+    number: int
+    """Of the period."""
+    spent: int
+    """Billionths, in that period."""
+    limit: int
+    """Billionths; 0 if it is not known."""
+    second: int
+    """Of Redis' clock."""
+
+
 class SpendKeys:
     """The operation on limits of spending; a part of the `Client`."""
 
@@ -139,6 +165,24 @@ class SpendKeys:
             return receive(_reply(reply), connection, sent)
 
         self._wire(key).call(command, took, waiter)
+
+    async def spent(self, key: bytes) -> Spent:
+        """Return what is known of a limit.
+
+        :raises CacheUnavailableError: when Redis does not answer, or refuses.
+        """
+        found: Spent = await self._wire(key).execute(_SPENT.command((key,)), _spent)
+        return found
+
+
+def _spent(reply: Any, _connection: "Connection | None" = None, _sent: float = 0.0) -> Spent:
+    if type(reply) is not list or [type(part) for part in reply] != [int, bytes, bytes, int]:
+        raise nonsense("what was spent is expected")
+    number, spent, limit, second = reply
+    try:
+        return Spent(number, int(spent), int(limit), second)
+    except ValueError:
+        raise nonsense("what was spent is expected") from None
 
 
 def _reply(reply: Any) -> SpendReply:

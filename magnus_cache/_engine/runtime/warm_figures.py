@@ -74,6 +74,7 @@ def read(raw: bytes) -> WarmJob | None:
 
 def _is_sound(job: WarmJob) -> bool:
     texts = job.name, job.namespace, job.function, job.process or "", job.error or ""
-    numbers = job.keys, job.every or 0, job.since, job.last_round or 0, job.rounds, job.refreshed, job.failed
-    numbers += (job.held_back,)
+    numbers = (
+        job.keys, job.every or 0, job.since, job.last_round or 0, job.rounds, job.refreshed, job.failed, job.held_back,
+    )  # fmt: skip
     return all(type(text) is str for text in texts) and all(type(number) in {int, float} for number in numbers)
