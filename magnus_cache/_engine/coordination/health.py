@@ -54,7 +54,7 @@ class Health:
     :ivar reason: why it is not ok: one word, a colon, and the remedy; None if it is ok.
     :ivar address: with Sentinel, the primary's, such as ``"10.0.0.7:6379"``; None otherwise.
     :ivar tracking_mode: how it announces them, as the setting `tracking` has it: ``"keys"``, ``"prefix"`` (also
-        in place of ``"keys"`` before Redis 7.0) or ``"off"``, also if it refuses to; None without an answer.
+        in place of ``"keys"`` before Redis 7.0) or ``"off"``, also where it refuses to; None without an answer.
     :ivar nodes: on a cluster, the state of each primary; empty otherwise, and while the primaries are not known.
     """
 
