@@ -18,6 +18,7 @@ from magnus_cache._engine.runtime.clock import monotonic, switch_process_clock
 from magnus_cache.embedded import EmbeddedServer, ServerNotFoundError, find_redis, find_valkey
 from magnus_cache.testing import EmbeddedCluster, EmbeddedSentinels, Proxy, ServerTls
 from tests.support import leaks
+from tests.support.effort import ALL, examples
 from tests.support.fleet import Fleet, Worker
 from tests.support.inside import forget_log_lines
 from tests.support.wait import wait_until
@@ -28,7 +29,9 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 
 # How long an example takes says nothing here: other tests and programs share the machine.
-settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile(
+    "untimed", max_examples=examples(100), deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
 settings.load_profile("untimed")
 
 
@@ -65,24 +68,33 @@ _ON_THE_ENGINE: Final = (
 """Where the tests of what is built upon loads and stores are: they wait for timers, and the engine has its own."""
 
 
+_ABOVE_THE_WIRE: Final = (
+    "tests/api/", "tests/codec/", "tests/flights/", "tests/keys/", "tests/loading/", "tests/memory/", "tests/runtime/",
+    "tests/settings/",
+)  # fmt: skip
+"""Where tests say nothing of a kind of server or loop. Those of the wire, the epochs, the leases, the store and the
+outages run on each."""
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave further kinds of servers and loops of slow tests to `nox -s cluster`, which sets `MAGNUS_TESTS=all`.
 
-    Tests on a cluster or Sentinel set, and those of tools, pages and what is built on the engine, run on Valkey and
-    asyncio here. All others run on each loop and on each server, but uvloop and the other server together are left to
-    that session, too.
+    Tests on a cluster or Sentinel set, those above the wire, and those of tools, pages and what is built on the engine,
+    run on Valkey and asyncio here. All others run on each loop and on each server, but uvloop and the other server
+    together are left to that session, too.
     """
     here, elsewhere = list[pytest.Item](), list[pytest.Item]()
     for item in items:
-        is_there = item.nodeid.startswith((*_FOR_PEOPLE, *_ON_THE_ENGINE))
+        is_there = item.nodeid.startswith((*_FOR_PEOPLE, *_ON_THE_ENGINE, *_ABOVE_THE_WIRE))
         is_slow = is_there or bool(_GROUPS & set(getattr(item, "fixturenames", ())))
         kinds = set(item.name.partition("[")[2].rstrip("]").split("-"))
         on_other_server, on_uvloop = "redis" in kinds and "valkey" not in kinds, "uvloop" in kinds
         left = (on_other_server or on_uvloop) if is_slow else (on_other_server and on_uvloop)
-        if is_slow or left:
+        # Of a property, there is more to try.
+        if is_slow or left or item.get_closest_marker("hypothesis") is not None:
             item.add_marker("slow")
         (elsewhere if left else here).append(item)
-    if os.environ.get("MAGNUS_TESTS") != "all" and elsewhere:
+    if elsewhere and not ALL:
         items[:] = here
         config.hook.pytest_deselected(items=elsewhere)
 

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from magnus_cache import CacheManager, Namespace, register_namespace
 from magnus_cache.errors import CacheError
 from magnus_cache.testing import virtual_clock
+from tests.support.effort import examples
 from tests.support.inside import remembered_calls, without_remembered_gets
 
 
@@ -49,7 +50,7 @@ def asked(*steps: tuple[Any, ...]) -> list[Any]:
     return [(*step, "v")[:4] if len(step) == 3 else step for step in steps]
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 @given(STEPS, st.booleans())
 @example(asked(("set", SECOND, "k"), ("get", SECOND, "k"), ("get", ONE, "k"), ("get", PLAIN, "k")), False)
 @example(asked(("set", SECOND, "k"), ("get", SECOND, "k"), ("get", ONE, "k"), ("get", PLAIN, "k")), True)

@@ -25,6 +25,7 @@ from magnus_cache import CacheManager, Namespace, register_namespace
 from magnus_cache._engine.keys import calls, key_functions
 from magnus_cache.errors import CacheError
 from magnus_cache.testing import virtual_clock
+from tests.support.effort import examples
 from tests.support.inside import remembered_calls, take_address, texts_compiled
 
 
@@ -136,7 +137,7 @@ def outcome(call: Callable[[], Any]) -> Any:
         return type(error), str(error)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300), deadline=None)
 @given(signatures(), CALLS, st.sampled_from(["arguments", "template", "exclude", "key_func"]), st.booleans())
 @example("a", [([1], {}), ([True], {}), ([1.0], {})], "arguments", False)
 @example("a, b", [([1, 0.0], {}), ([1, -0.0], {}), ([True, 0.0], {})], "arguments", False)

@@ -26,6 +26,7 @@ from magnus_cache._engine.codec.markers import MARK_CODE
 from magnus_cache._engine.codec.values import MAX_DEPTH
 from magnus_cache._engine.runtime.turns import at_once
 from magnus_cache.errors import CacheArgumentError, CacheDecodeError, CacheEncodeError, CacheTypeError
+from tests.support.effort import examples
 from tests.support.kinds import damaged, decode_or_refuse
 from tests.support.programs import output_of
 
@@ -194,7 +195,7 @@ values = st.recursive(leaves, _wider, max_leaves=15)
 
 
 @given(values)
-@settings(max_examples=400, suppress_health_check=[HealthCheck.too_slow], deadline=None)
+@settings(max_examples=examples(400), suppress_health_check=[HealthCheck.too_slow], deadline=None)
 def test_every_supported_value_comes_back_exactly(value: Any) -> None:
     payload = encode(value)
     assert same(decode(payload), value)
@@ -548,19 +549,19 @@ def test_bad_bytes_give_the_reason(payload: bytes, reason: str) -> None:
 
 
 @given(st.binary(max_size=200))
-@settings(max_examples=1000)
+@settings(max_examples=examples(1000))
 def test_arbitrary_bytes_raise_nothing_but_a_decode_error(payload: bytes) -> None:
     decode_or_refuse(payload)
 
 
 @given(values, st.data())
-@settings(max_examples=300, suppress_health_check=[HealthCheck.too_slow], deadline=None)
+@settings(max_examples=examples(300), suppress_health_check=[HealthCheck.too_slow], deadline=None)
 def test_damaged_payloads_raise_nothing_but_a_decode_error(value: Any, data: st.DataObject) -> None:
     decode_or_refuse(damaged(encode(value), data))
 
 
 @given(st.sampled_from("tsfyicrdDhHmMlzZuRnp"), st.lists(values, max_size=4))
-@settings(max_examples=500, suppress_health_check=[HealthCheck.too_slow], deadline=None)
+@settings(max_examples=examples(500), suppress_health_check=[HealthCheck.too_slow], deadline=None)
 def test_marks_with_arbitrary_items_raise_nothing_but_a_decode_error(kind: str, items: list[Any]) -> None:
     decode_or_refuse(encode([*items, ExtType._make((MARK_CODE, kind.encode()))]))
 

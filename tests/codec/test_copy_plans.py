@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from magnus_cache import register_type
 from magnus_cache._engine import codec
+from tests.support.effort import examples
 from tests.support.kinds import alike
 
 
@@ -82,7 +83,7 @@ def spoil(value: Any) -> None:
             part.add("spoiled")
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=examples(400), deadline=None)
 @given(VALUES)
 def test_whatever_a_caller_does_the_next_one_sees_the_original(value: Any) -> None:
     payload = codec.encode(value)

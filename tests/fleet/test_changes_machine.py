@@ -4,7 +4,6 @@ The consumer does what the page says: it reads all after the start, and again wh
 Redis has, whatever was written, cleared, cut or flushed meanwhile.
 """
 
-import os
 from collections import Counter
 from typing import Any, Final
 
@@ -17,10 +16,11 @@ from magnus_cache import CacheManager, Changed
 from magnus_cache.embedded import EmbeddedServer
 from magnus_cache.testing import Proxy
 from tests.support.changes import PATIENT
+from tests.support.effort import ALL
 from tests.support.wait import wait_until
 
 _FEW: Final = 8
-_EXAMPLES: Final = 200 if os.environ.get("MAGNUS_TESTS") == "all" else _FEW
+_EXAMPLES: Final = 200 if ALL else _FEW
 """Examples of the state machine."""
 
 KEYS: Final = ("a", "b", "c", "l" * 250)

@@ -17,12 +17,13 @@ from typing import Any, Final, Self
 import pytest
 
 from magnus_cache.embedded import EmbeddedServer
+from tests.support.effort import ALL
 from tests.support.wait import nothing_happens_for, wait_until
 
 ROOT: Final = Path(__file__).parents[2]
 _PAGES: Final = 40
 _USERS: Final = ("ada", "grace", "joan")
-_TIMES: Final = (1, 4) if os.environ.get("MAGNUS_TESTS") == "all" else (1,)
+_TIMES: Final = (1, 4) if ALL else (1,)
 """How often Redis is killed; `nox -s cluster` does it often, and under more load."""
 
 

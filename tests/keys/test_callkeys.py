@@ -15,6 +15,7 @@ from magnus_cache._engine.keys.calls import CallKeyBuilder
 from magnus_cache._engine.keys.instances import constructed_without_arguments
 from magnus_cache._engine.keys.names import KeyText, key_text
 from magnus_cache.errors import CacheArgumentError, CacheTypeError
+from tests.support.effort import examples
 
 
 def plain(a: Any = 5, *rest: Any, b: Any = None, **more: Any) -> None:
@@ -51,7 +52,7 @@ ARGUMENT = st.sampled_from(
 )
 
 
-@settings(max_examples=500)
+@settings(max_examples=examples(500))
 @given(*[st.tuples(st.lists(ARGUMENT, max_size=3), st.dictionaries(st.sampled_from("bxy"), ARGUMENT, max_size=2))] * 2)
 def test_call_keys_are_injective(one: Any, other: Any) -> None:
     """Calls share a key exactly if they fill the parameters alike, types included."""

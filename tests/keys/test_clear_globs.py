@@ -14,6 +14,7 @@ from magnus_cache._engine.keys.globs import spellings
 from magnus_cache._engine.keys.names import Keyspace, key_text
 from magnus_cache._engine.policy.registry import default_registry
 from magnus_cache.errors import CacheArgumentError
+from tests.support.effort import examples
 from tests.support.fleet_of_managers import fleet, near
 from tests.support.inside import glob_regex
 
@@ -103,7 +104,7 @@ TEXTS = st.text(st.sampled_from("ab %~{}(),=:*?[]\\\n\x00\u00fc\ud800"), min_siz
 GLOBS = st.text(st.sampled_from("ab %~{}(),:*?[]\\\n\u00fc\ud800"), min_size=1, max_size=7)
 
 
-@settings(max_examples=1000)
+@settings(max_examples=examples(1000))
 @given(TEXTS, GLOBS)
 def test_a_string_is_matched_as_it_is(key: str, glob: str) -> None:
     name, scope = Keyspace().value_name("g", key), Keyspace().scope(f"g:{glob}*")
@@ -113,7 +114,7 @@ def test_a_string_is_matched_as_it_is(key: str, glob: str) -> None:
         assert glob_regex(scope.pattern.decode("latin-1")).fullmatch(name.decode("latin-1"))
 
 
-@settings(max_examples=300)
+@settings(max_examples=examples(300))
 @given(st.text(st.sampled_from("ab %~\u00fc\ud800\U0001f600"), min_size=201, max_size=260), st.integers(1, 80))
 def test_a_long_string_is_covered_by_each_of_its_beginnings(key: str, length: int) -> None:
     name = Keyspace().value_name("g", key)
@@ -133,7 +134,7 @@ PARTS = st.recursive(
 )
 
 
-@settings(max_examples=500)
+@settings(max_examples=examples(500))
 @given(st.lists(PARTS, min_size=1, max_size=3).map(tuple))
 def test_a_tuple_is_matched_as_it_is_written(key: Any) -> None:
     text = key_text(key).encode()

@@ -22,6 +22,7 @@ from magnus_cache._engine.keys.identity import IdentityMap, Tokens
 from magnus_cache._engine.keys.names import Keyspace, KeyText, key_text, lease_name
 from magnus_cache._engine.policy.namespaces import CacheNamespaces, Namespace
 from magnus_cache.errors import CacheArgumentError, CacheTypeError
+from tests.support.effort import examples
 from tests.support.inside import glob_regex
 
 ALPHABET = st.characters(codec=None) | st.sampled_from("~%{}(),=:'#*?[]\\ \n\x00\ud800") | st.sampled_from("ab1")
@@ -99,14 +100,14 @@ KEYS = st.recursive(
 )
 
 
-@settings(max_examples=500)
+@settings(max_examples=examples(500))
 @given(VALUES, VALUES)
 def test_canonical_text_is_injective(one: Any, other: Any) -> None:
     """Values of different type or value never share a text, and equal ones always do."""
     assert (canonical(one) == canonical(other)) is (model(one) == model(other))
 
 
-@settings(max_examples=500)
+@settings(max_examples=examples(500))
 @given(KEYS, KEYS)
 def test_keys_are_injective(one: Any, other: Any) -> None:
     """For the keys of `get` and `set`."""
@@ -501,7 +502,7 @@ def redis_match(p: bytes, s: bytes) -> bool:
     return not p and not s
 
 
-@settings(max_examples=1500)
+@settings(max_examples=examples(1500))
 @given(st.text("ab-*?[]^\\c", max_size=9), st.text("abc-]^\\*", max_size=6))
 def test_globs_match_as_in_redis(glob: str, name: str) -> None:
     # Redis' own loop does not let a trailing star match an empty name.

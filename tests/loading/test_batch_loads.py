@@ -124,16 +124,17 @@ async def _outcome(manager: AsyncCacheManager, namespace: str, keys: list[str], 
 
 
 def _state(raw: redis.Redis, prefix: str) -> dict[bytes, Any]:
-    """Return what Redis has: flags, tags, payload and life of each value, and the names of the leases."""
+    """Return what Redis has: flags, tags, payload, life and grace of each value, and the names of the leases."""
     found: dict[bytes, Any] = {}
     for full in raw.scan_iter(f"{prefix}:*"):
-        stored, left = raw.get(full), raw.pttl(full)
+        stored, (seconds, micros), left = raw.pipeline().get(full).time().pttl(full).execute()
         header = envelope.read_header(stored)
         tags, _ = envelope.read_tags(stored, header)
         body = envelope.open_payload(stored, header, 1 << 20)
-        jitters = b":jitter:" in full
-        life = 0 if jitters else round(header.life)
-        found[full.removeprefix(prefix.encode())] = header.flags, tags, body, life, jitters or round(left / 20_000)
+        # Half minutes: a life begins with the load, and what Redis keeps of it once it is stale when the value arrives.
+        life = 0 if b":jitter:" in full else round(header.life / 30)
+        grace = round((seconds + micros / 1e6 + left / 1e3 - header.fresh_until / 1e6) / 30)
+        found[full.removeprefix(prefix.encode())] = header.flags, tags, body, life, grace
         assert header.epoch
     found[b"leases"] = [lease for lease in leases(raw) if prefix.encode() in lease]
     return found

@@ -13,6 +13,7 @@ from magnus_cache._engine.memory.batches import BatchCache
 from magnus_cache._engine.memory.entry import Entry, TaggedEntry
 from magnus_cache._engine.memory.placeholder import Placeholder
 from magnus_cache._engine.memory.policy import PolicyName
+from tests.support.effort import examples
 from tests.support.inside import bases_of, is_hot, shards_of
 from tests.support.interrupts import interrupted
 from tests.support.memory import FOREVER, Clock, put
@@ -79,7 +80,7 @@ def test_a_batch_fills_the_hot_table_first() -> None:
 Choice = tuple[int, str]
 
 
-@settings(max_examples=200)
+@settings(max_examples=examples(200))
 @given(
     st.lists(st.tuples(st.integers(0, 7), st.sampled_from(["plain", "object", "tagged", "large"])), max_size=8),
     st.lists(st.tuples(st.integers(0, 9), st.sampled_from(["plain", "object", "tagged", "large"])), max_size=8),

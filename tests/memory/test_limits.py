@@ -16,6 +16,7 @@ from magnus_cache._engine.memory.entry import Entry
 from magnus_cache._engine.memory.limits import head_of
 from magnus_cache._engine.memory.store import LocalCache
 from magnus_cache.errors import CacheArgumentError
+from tests.support.effort import examples
 from tests.support.inside import state_of
 from tests.support.memory import FOREVER, Clock, put
 
@@ -271,4 +272,4 @@ class Limits(RuleBasedStateMachine):
 
 
 TestLimits = Limits.TestCase
-TestLimits.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestLimits.settings = settings(max_examples=examples(60), stateful_step_count=40, deadline=None)

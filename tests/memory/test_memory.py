@@ -15,6 +15,7 @@ from magnus_cache._engine.coherence.trust import Trust
 from magnus_cache._engine.memory.entry import OVERHEAD, Entry, TaggedEntry, pack_facts, pack_windows
 from magnus_cache._engine.memory.placeholder import Placeholder
 from magnus_cache._engine.memory.store import LocalCache
+from tests.support.effort import examples
 from tests.support.memory import FOREVER, Clock, put
 
 
@@ -326,7 +327,7 @@ class AgainstAModel(RuleBasedStateMachine):
 
 
 TestAgainstAModel = AgainstAModel.TestCase
-TestAgainstAModel.settings = settings(max_examples=60, stateful_step_count=60, deadline=None)
+TestAgainstAModel.settings = settings(max_examples=examples(60), stateful_step_count=60, deadline=None)
 
 
 @pytest.mark.parametrize("as_of", [0, 1, 1_764_300_000_000_000, (1 << 64) - 1])

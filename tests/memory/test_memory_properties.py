@@ -17,6 +17,7 @@ from magnus_cache._engine.memory.entry import OVERHEAD, Entry
 from magnus_cache._engine.memory.placeholder import Placeholder
 from magnus_cache._engine.memory.store import LocalCache
 from magnus_cache._engine.memory.tiers import HOT
+from tests.support.effort import examples
 from tests.support.inside import names_queued, shards_of
 from tests.support.memory import FOREVER, Clock, put
 
@@ -612,4 +613,4 @@ class Collected(RuleBasedStateMachine):
 
 
 TestCollected = Collected.TestCase
-TestCollected.settings = settings(max_examples=100, stateful_step_count=60, deadline=None)
+TestCollected.settings = settings(max_examples=examples(100), stateful_step_count=60, deadline=None)

@@ -25,6 +25,7 @@ from magnus_cache._engine.memory.footprint import footprint
 from magnus_cache._engine.memory.placeholder import Placeholder
 from magnus_cache._engine.memory.records import OBJECT, Bases, basis_of, is_plain, pack, unpack
 from magnus_cache._engine.memory.store import LocalCache
+from tests.support.effort import examples
 from tests.support.inside import bases_of, is_hot, shards_of
 from tests.support.interrupts import interrupted
 from tests.support.memory import FOREVER, Clock, put
@@ -724,7 +725,7 @@ class TwoTiers(RuleBasedStateMachine):
 
 
 TestTwoTiers = TwoTiers.TestCase
-TestTwoTiers.settings = settings(max_examples=80, stateful_step_count=60, deadline=None)
+TestTwoTiers.settings = settings(max_examples=examples(80), stateful_step_count=60, deadline=None)
 
 
 def test_a_batch_of_invalidations_reaches_records() -> None:

@@ -26,6 +26,7 @@ from magnus_cache._engine.outage.journal_file import JournalFile
 from magnus_cache._engine.outage.outbox import MOST_NAMES, Outbox, Pending
 from magnus_cache._engine.runtime.forks import around_fork
 from magnus_cache.errors import CacheSettingsError
+from tests.support.effort import examples
 from tests.support.fleet import Worker
 from tests.support.inside import disk_is_idle, queued_for_disk
 from tests.support.programs import output_of, run_python
@@ -559,7 +560,7 @@ STEPS = st.one_of(
 )
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=examples(60), deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(STEPS, max_size=25))
 def test_nothing_is_ever_lost(tmp_path_factory: pytest.TempPathFactory, steps: list[tuple[str, int, bytes]]) -> None:
     """Two processes on one path, that may crash at any step: what was recorded is told to Redis, or still known.

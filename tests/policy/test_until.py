@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from magnus_cache import CacheArgumentError, CacheTypeError, Namespace, until
 from magnus_cache._engine.policy.calendars import at_micros, micros
 from magnus_cache._engine.policy.until import reaches
+from tests.support.effort import examples
 
 UTC = UTC
 
@@ -193,7 +194,7 @@ def test_a_clock_that_is_far_off_is_no_error(at: int) -> None:
     st.dates(date(1975, 1, 1), date(2036, 1, 1)),
     st.times().map(lambda each: each.replace(fold=0)),
 )
-@settings(max_examples=150)
+@settings(max_examples=examples(150))
 def test_a_time_is_reached_when_its_wall_clock_gets_there(name: str, day: date, wall: time) -> None:
     """By the arithmetic of zoneinfo: before the moment the clock shows less, at it the time or more."""
     zone = ZoneInfo(name)
@@ -209,7 +210,7 @@ def test_a_time_is_reached_when_its_wall_clock_gets_there(name: str, day: date, 
 
 
 @given(st.sampled_from(ZONES), st.datetimes(datetime(1975, 1, 1), datetime(2036, 1, 1)), st.integers(0, 95))
-@settings(max_examples=60)
+@settings(max_examples=examples(60))
 def test_no_value_lives_past_a_moment_at_which_the_clock_shows_the_time(
     name: str, near: datetime, quarter: int
 ) -> None:  # fmt: skip

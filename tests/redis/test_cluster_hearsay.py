@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from magnus_cache._engine.redis.cluster_origins import Standing, Word, has_passed_on, standing
 from magnus_cache._engine.redis.cluster_view import ClusterView
 from magnus_cache._engine.redis.slots import ClusterNode, SlotMap
+from tests.support.effort import examples
 
 PRIMARY, REPLICA, OTHER, TARGET = "prot"
 SLOTS = (0, 1, 2)
@@ -169,7 +170,7 @@ STEPS: st.SearchStrategy[Callable[[Model], None]] = st.one_of(
 )  # fmt: skip
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200), deadline=None)
 @given(st.lists(STEPS, max_size=4), st.lists(STEPS, max_size=12))
 def test_invariant_7_no_order_of_maps_makes_old_data_count(
     before: list[Callable[[Model], None]], after: list[Callable[[Model], None]]

@@ -16,6 +16,7 @@ from magnus_cache.simulation import RULES, Candidate, RecordingError, Simulation
 from magnus_cache.simulation.memories import OPTIMUM, TRUST, Time, make_memory
 from magnus_cache.testing import virtual_clock
 from magnus_cache.testing.clock import VirtualClock
+from tests.support.effort import examples
 
 ROOM: Final = 2**30
 
@@ -48,7 +49,7 @@ def test_no_rule_has_more_hits_than_the_optimum(keys: list[int], most: int) -> N
     assert all(hits_of(rule, keys, most) <= best for rule in RULES)
 
 
-@settings(max_examples=60)
+@settings(max_examples=examples(60))
 @given(keys=st.lists(st.integers(0, 4), max_size=12), most=st.integers(1, 3))
 def test_the_optimum_is_the_best_that_can_be_done(keys: list[int], most: int) -> None:
     """By trying all that can be evicted, or not be stored, at each miss."""

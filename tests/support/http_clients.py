@@ -1,7 +1,6 @@
 """Clients of httpx, httpx2 and requests with the cache in between, asked in one way."""
 
 import asyncio
-import os
 from collections.abc import AsyncIterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
@@ -13,12 +12,13 @@ import requests
 
 from magnus_cache import AsyncCacheManager
 from magnus_cache.integrations.http import AsyncCacheTransport, CacheAdapter, CacheTransport, HttpCacheOptions
+from tests.support.effort import ALL
 
 __all__ = ["ALL_KINDS", "KINDS", "Asked", "Got", "asking"]
 
 ALL_KINDS: Final = ("httpx", "httpx2", "httpx-blocking", "httpx2-blocking", "requests")
 
-KINDS: Final = ALL_KINDS if os.environ.get("MAGNUS_TESTS") == "all" else ("httpx", "httpx2-blocking", "requests")
+KINDS: Final = ALL_KINDS if ALL else ("httpx", "httpx2-blocking", "requests")
 """Each way of asking once; the other library in each way, in `nox -s cluster`."""
 
 
