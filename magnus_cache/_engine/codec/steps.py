@@ -117,14 +117,15 @@ def long_text(value: bytes | str) -> Generator[None, None, bytes]:
     pieces.write(bytes(_HEAD_32))
     for start in range(0, len(value), _PIECE):
         piece = value[start : start + _PIECE]
-        if isinstance(piece, str):
+        if isinstance(piece, bytes):
+            pieces.write(piece)
+        else:
             # Lone surrogates are rare, and encode the same in pieces: a str has no pairs.
             try:
-                piece = piece.encode("utf-8", errors)
+                pieces.write(piece.encode("utf-8", errors))
             except UnicodeEncodeError:
                 errors = "surrogatepass"
-                piece = piece.encode("utf-8", errors)
-        pieces.write(piece)
+                pieces.write(piece.encode("utf-8", errors))
         yield
     size = pieces.tell() - _HEAD_32
     pieces.seek(0)
@@ -258,7 +259,7 @@ class _Packing:
             else:
                 yield from self._weighed(names, some, inside)
         # To let go of millions of items is a long step, too.
-        for copied in (items, keys or ()):
+        for copied in (items, keys or []):
             while len(copied) > _FREED:
                 del copied[-_FREED:]
                 yield
