@@ -111,8 +111,7 @@ def long_text(value: bytes | str) -> Generator[None, None, bytes]:
 
     :raises OverflowError: for 4 GiB or more.
     """
-    is_text, errors = isinstance(value, str), "strict"
-    pieces = BytesIO()
+    head, errors, pieces = _TEXT_32 if isinstance(value, str) else _BYTES_32, "strict", BytesIO()
     # The length is written last: it is known once the text is encoded.
     pieces.write(bytes(_HEAD_32))
     for start in range(0, len(value), _PIECE):
@@ -129,7 +128,7 @@ def long_text(value: bytes | str) -> Generator[None, None, bytes]:
         yield
     size = pieces.tell() - _HEAD_32
     pieces.seek(0)
-    pieces.write(bytes((_TEXT_32 if is_text else _BYTES_32,)) + size.to_bytes(4, "big"))
+    pieces.write(bytes((head,)) + size.to_bytes(4, "big"))
     # Not a copy.
     return pieces.getvalue()
 
