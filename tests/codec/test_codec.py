@@ -653,7 +653,7 @@ def test_importing_the_codec_imports_no_heavy_library() -> None:
 
 
 def test_public_names() -> None:
-    steps = ["LARGE", "decode_steps", "encode_steps", "is_heavy", "size_steps"]
+    steps = ["LARGE", "decode_steps", "encode_steps", "is_heavy", "is_long", "size_steps"]
     types = ["changed_so_far", "on_replaced", "register_hint", "register_result", "register_type", "renewed"]
     plans = ["CopyPlan", "MOST_PLANNED_BYTES", "SMALL_BYTES", "plan_for"]
     users = ["Codec", "decode_by", "encode_by", "is_opaque", "mismatch"]

@@ -39,3 +39,18 @@ def without_the_trust_of_a_record_that_a_batch_reads() -> None:
 @guard(f"{HERE}::test_a_batch_reads_no_record_that_must_not_be_served")
 def without_the_clears_since_a_record_was_made() -> None:
     rewrite(BatchCache._glance, "entry.generation == self.generation or self._is_current(name, entry)", "True")
+
+
+@guard(f"{HERE}::test_a_batch_reads_what_is_hot_before_records_take_its_place")
+def without_reading_first_what_is_hot() -> None:
+    rewrite(BatchCache.hits, "hit(name) if name in table else None", "None")
+
+
+@guard(f"{HERE}::test_whether_a_batch_has_anything_in_memory")
+def without_the_records_among_what_is_in_memory() -> None:
+    rewrite(BatchCache.has_any, "or name in shards[hash(name) % many]", "")
+
+
+@guard(f"{HERE}::test_a_batch_drops_what_nothing_has_changed")
+def without_the_placeholder_of_what_a_batch_drops() -> None:
+    rewrite(BatchCache.drop_many, "and pending.get(name) is placeholder", "")

@@ -5,7 +5,7 @@ from typing import Any, Final
 from magnus_cache._engine.memory import entry, footprint, store, tiers
 from magnus_cache._engine.store import values as coding
 from magnus_cache._engine.store import writes
-from tests.support.guards import guard, put
+from tests.support.guards import guard, put, rewrite
 
 HERE: Final = "tests/memory/test_footprint.py"
 
@@ -34,3 +34,13 @@ def without_counting_again_what_is_decoded_later() -> None:
 def without_the_headers_of_names_and_values() -> None:
     for module in (entry, store, tiers):
         put(module, "OVERHEAD", 250)
+
+
+@guard(f"{HERE}::test_a_part_counts_for_what_it_takes_once_and_what_python_shares_for_nothing")
+def without_knowing_what_was_counted() -> None:
+    rewrite(footprint._parts, " or id(part) in seen", "")
+
+
+@guard(f"{HERE}::test_a_part_counts_for_what_it_takes_once_and_what_python_shares_for_nothing")
+def without_knowing_the_integers_that_python_shares() -> None:
+    put(footprint, "_SMALL_INTS", range(0))

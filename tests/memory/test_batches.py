@@ -175,6 +175,45 @@ def test_records_that_a_batch_reads_stay_records_but_for_some() -> None:
     assert sum(is_hot(memory, name) for name in names(64)) == HOT
 
 
+def test_a_batch_reads_what_is_hot_before_records_take_its_place() -> None:
+    memory = two_tiers()
+    # The least recently used ones: what becomes hot would make them leave.
+    fill(memory, [*names(HOT, "hot"), *names(64)])
+    hot = [memory.hit(name) for name in names(HOT, "hot")]
+    found = memory.hits([*names(64), *names(HOT, "hot")])
+    assert all(one is other for one, other in zip(found[64:], hot, strict=True))
+    assert [held.value for held in found[:64] if held is not None] == names(64)
+
+
+def test_whether_a_batch_has_anything_in_memory() -> None:
+    trust = Trust(-math.inf)
+    for memory in (two_tiers(), BatchCache(2, 10**7, Clock(), policy="lru", hot=HOT)):
+        assert memory.has_any([]) is False
+        assert memory.has_any(names(4)) is False
+        fill(memory, names(2), lambda name: entry(name, trust=trust))
+        assert memory.has_any(names(4)) is True
+        assert memory.has_any(names(4, "other")) is False
+    crowd = crowded()
+    fill(crowd, names(2))
+    assert not any(is_hot(crowd, name) for name in names(2))
+    assert crowd.has_any([b"other", b"n:1"]) is True
+
+
+def test_a_batch_drops_what_nothing_has_changed() -> None:
+    for memory in (two_tiers(), crowded()):
+        fill(memory, names(4))
+        placeholders: list[Placeholder] = []
+        memory.reserve_many(names(6), placeholders)
+        memory.invalidate(b"n:1")
+        new: list[Placeholder] = []
+        memory.reserve_many([b"n:1"], new)
+        memory.fill_many(new, [entry("newer")])
+        memory.drop_many(placeholders)
+        assert [name for name in names(6) if memory.get_untrusted(name) is not None] == [b"n:1"]
+        memory.release_many([*placeholders, *new])
+        assert memory.pending == 0
+
+
 def test_a_batch_reads_no_record_that_must_not_be_served() -> None:
     trust, stamp = Trust(math.inf), TagStamp("t")
     clock = Clock()

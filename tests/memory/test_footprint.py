@@ -1,6 +1,7 @@
 """What is counted against `l1_max_bytes` is what values take, however they are kept."""
 
 import dataclasses
+import sys
 import tracemalloc
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -90,6 +91,23 @@ def test_the_estimate_of_whatever_is_repeated_comes_near(items: list[Any]) -> No
     size = real(lambda: codec.decode(payload))
     # A sample may miss what is rare and large.
     assert size / 6 <= footprint(codec.decode(payload), len(payload)) <= size * 6 + 1_000
+
+
+@pytest.mark.parametrize(
+    "part",
+    ["", "x", b"", b"x", "xy", b"xy", 0, 256, 257, -6, 2.5, 1j, True, False, None, int, Decimal(1), timedelta(1),
+     datetime(2025, 1, 1, tzinfo=UTC)],
+    ids=repr,
+)  # fmt: skip
+def test_a_part_counts_for_what_it_takes_once_and_what_python_shares_for_nothing(part: Any) -> None:
+    shared = part is None or type(part) in (bool, type) or part in ("", "x", b"", b"x", 0, 256)
+    own = 0 if shared else -(-sys.getsizeof(part) // 16) * 16
+    for value in ([part], (part,), {part}, {"xyz": part}):
+        empty = footprint(type(value)(), 0)
+        rest = -(-sys.getsizeof(value) // 16) * 16 + (sys.getsizeof("xyz") + 15) // 16 * 16 * isinstance(value, dict)
+        assert footprint(value, 0) == rest + own
+        assert empty <= rest
+    assert footprint([part] * 10, 0) == -(-sys.getsizeof([part] * 10) // 16) * 16 + own
 
 
 def test_an_estimate_looks_at_few_parts_and_at_no_deep_ones() -> None:

@@ -5,7 +5,7 @@ from magnus_cache._engine.codec.copy_plans import MOST_PLANNED_BYTES, CopyPlan, 
 from magnus_cache._engine.codec.immutable import is_immutable
 from magnus_cache._engine.codec.registry import on_replaced, register_hint, register_result, register_type
 from magnus_cache._engine.codec.reload import renewed
-from magnus_cache._engine.codec.steps import LARGE, is_heavy
+from magnus_cache._engine.codec.steps import LARGE, is_heavy, is_long
 from magnus_cache._engine.codec.unregistered import changed_so_far
 from magnus_cache._engine.codec.user_codec import Codec, decode_by, encode_by, is_opaque, mismatch
 from magnus_cache._engine.codec.values import decode, decode_steps, encode, encode_steps, size_steps
@@ -25,6 +25,7 @@ __all__ = [
     "encode_steps",
     "is_heavy",
     "is_immutable",
+    "is_long",
     "is_opaque",
     "mismatch",
     "on_replaced",

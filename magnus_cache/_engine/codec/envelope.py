@@ -154,10 +154,11 @@ def pack(
             payload, flags = _tag_block(tags) + payload, flags | TAGGED
         numbers = fields["version"], fields["fresh_until"], fields.get("epoch", 0)
         seconds = fields.get("cost", 0.0), fields.get("life", 0.0)
-        rest = _FIELDS.pack(flags, *numbers, *seconds, len(payload)) + payload
+        fixed = _FIELDS.pack(flags, *numbers, *seconds, len(payload))
     except (struct.error, OverflowError) as error:
         raise CacheArgumentError("header", f"a field of the stored value's header does not fit: {error}") from error
-    return _SUM.pack(PREFIX, zlib.crc32(rest)) + rest
+    # One copy of the payload, not two.
+    return b"".join((_SUM.pack(PREFIX, zlib.crc32(payload, zlib.crc32(fixed))), fixed, payload))
 
 
 def pack_many(

@@ -5,17 +5,22 @@ thread. Its unpacker can be fed piece by piece and continues where it stopped, w
 so large containers are packed in runs of items, and the runs put together.
 """
 
+from codecs import getincrementaldecoder
 from collections.abc import Callable, Generator, Sequence
+from io import BytesIO
 from itertools import islice
 from typing import Any, Final
 
-__all__ = ["DIVIDED", "LARGE", "fed", "is_heavy", "long_text", "packed", "text_of"]
+__all__ = ["DIVIDED", "LARGE", "fed", "is_heavy", "is_long", "is_text", "long_text", "packed", "skimmed", "text_of"]
 
 LARGE: Final = 65_536
 """Bytes from which on a payload is decoded in steps. With a database row every 75 bytes: 2 ms."""
 
 _FEED: Final = 16_384
 """Bytes decoded in one step."""
+
+_SKIMMED: Final = 131_072
+"""Bytes skipped in one step."""
 
 _HEAVY: Final = 2_000
 """Values within a value from which on it is encoded in steps: about 2 ms where they are decimals and dates."""
@@ -25,6 +30,9 @@ _RUN: Final = 256
 
 _FLAT_RUN: Final = 1_024
 """Items that are encoded in one step, where none of them is a container."""
+
+_FREED: Final = 32_768
+"""Items that a copy of a container is shortened by in one step."""
 
 _LOOKS: Final = 64
 """Containers looked into, to find out how many values there are within one."""
@@ -70,34 +78,92 @@ def fed(unpacker: Any, payload: bytes | memoryview, out_of_data: type[Exception]
 _BYTES_32, _TEXT_32 = 0xC6, 0xDB
 """How msgpack begins bytes, and a text, of `LARGE` bytes or more; four bytes with the length follow."""
 
+_HEAD_32: Final = 5
+_TextDecoder: Final = getincrementaldecoder("utf-8")
+_PIECE: Final = 262_144
+"""Bytes, or characters, that are copied in one step: about a tenth of a millisecond."""
 
-def long_text(value: bytes | str) -> bytes:
-    """Return the bytes that a packer makes of bytes, or of a text, of `LARGE` or more.
 
-    A packer lets its buffer grow, and copies it each time: 11 ms for sixteen megabytes, instead of 1.
+def skimmed(unpacker: Any, payload: bytes | memoryview, out_of_data: type[Exception]) -> Generator[None, None, None]:
+    """Have an unpacker skip a payload, in steps.
+
+    Raises `out_of_data` if the payload ends within the value.
+    """
+    view, size = memoryview(payload), len(payload)
+    for start in range(0, size, _SKIMMED):
+        unpacker.feed(view[start : start + _SKIMMED])
+        try:
+            unpacker.skip()
+        except out_of_data:
+            if start + _SKIMMED >= size:
+                raise
+        else:
+            return
+        yield
+    if not size:
+        raise out_of_data
+
+
+def long_text(value: bytes | str) -> Generator[None, None, bytes]:
+    """Return, in steps, the bytes that a packer makes of bytes, or of a text, of `LARGE` or more.
+
+    A packer copies its buffer each time that it grows, and all in one step: 11 ms for sixteen megabytes.
 
     :raises OverflowError: for 4 GiB or more.
     """
-    if isinstance(value, bytes):
-        return b"".join((bytes((_BYTES_32,)), len(value).to_bytes(4, "big"), value))
-    try:
-        data = value.encode()
-    except UnicodeEncodeError:
-        data = value.encode("utf-8", "surrogatepass")
-    return b"".join((bytes((_TEXT_32,)), len(data).to_bytes(4, "big"), data))
+    head, errors, pieces = _TEXT_32 if isinstance(value, str) else _BYTES_32, "strict", BytesIO()
+    # The length is written last: it is known once the text is encoded.
+    pieces.write(bytes(_HEAD_32))
+    for start in range(0, len(value), _PIECE):
+        piece = value[start : start + _PIECE]
+        if isinstance(piece, bytes):
+            pieces.write(piece)
+        else:
+            # Lone surrogates are rare, and encode the same in pieces: a str has no pairs.
+            try:
+                pieces.write(piece.encode("utf-8", errors))
+            except UnicodeEncodeError:
+                errors = "surrogatepass"
+                pieces.write(piece.encode("utf-8", errors))
+        yield
+    size = pieces.tell() - _HEAD_32
+    pieces.seek(0)
+    pieces.write(bytes((head,)) + size.to_bytes(4, "big"))
+    # Not a copy.
+    return pieces.getvalue()
 
 
-def text_of(payload: bytes) -> bytes | str | None:
-    """Return the bytes or the text that a payload is as a whole, if it is as large as `long_text` makes them."""
-    size = len(payload) - 5
-    if size < LARGE or payload[0] not in (_BYTES_32, _TEXT_32) or int.from_bytes(payload[1:5], "big") != size:
+def is_long(value: object) -> bool:
+    """Return whether a value is bytes, or a text, for `long_text`."""
+    return (type(value) is bytes or type(value) is str) and len(value) >= LARGE
+
+
+def is_text(payload: bytes | memoryview) -> bool:
+    """Return whether a payload is the whole of such bytes or such a text as `long_text` makes."""
+    size = len(payload) - _HEAD_32
+    return size >= LARGE and payload[0] in (_BYTES_32, _TEXT_32) and int.from_bytes(payload[1:_HEAD_32], "big") == size
+
+
+def text_of(payload: bytes) -> Generator[None, None, bytes | str | None]:
+    """Return, in steps, the bytes or the text that a payload is as a whole, see `is_text`; else None."""
+    if not is_text(payload):
         return None
+    view = memoryview(payload)
     if payload[0] == _BYTES_32:
-        return payload[5:]
+        copy = BytesIO()
+        for start in range(_HEAD_32, len(payload), _PIECE):
+            copy.write(view[start : start + _PIECE])
+            yield
+        return copy.getvalue()
+    decoder, texts = _TextDecoder(), list[str]()
     try:
-        return str(memoryview(payload)[5:], "utf-8")
+        for start in range(_HEAD_32, len(payload), _PIECE):
+            texts.append(decoder.decode(view[start : start + _PIECE]))
+            yield
+        texts.append(decoder.decode(b"", final=True))
     except UnicodeDecodeError:
         return None  # A text with lone surrogates, or none at all: the unpacker tells.
+    return "".join(texts)
 
 
 def is_heavy(value: object) -> bool:
@@ -105,13 +171,22 @@ def is_heavy(value: object) -> bool:
     kind = _kind_of(value)
     if kind not in _CONTAINERS:
         return False
-    # The everyday case, as `_weight` sees it: a small row.
     container: Any = value
-    if len(container) <= _SAMPLE and _CONTAINERS.isdisjoint(
-        map(_kind_of, container.values() if kind is dict else container)
-    ):
-        return len(container) + 1 > _HEAVY
+    if len(container) <= _SAMPLE:
+        # The everyday cases, as `_weight` sees them: a small row, and one with a few small lists or rows in it. At
+        # most `_SAMPLE` times `_SAMPLE` values are not many.
+        items = container.values() if kind is dict else container
+        if _CONTAINERS.isdisjoint(map(_kind_of, items)) or all(map(_is_small_row, items)):
+            return False
     return _weight(value, _LOOKS) > _HEAVY
+
+
+def _is_small_row(item: Any) -> bool:
+    """Return whether a part is no container, or one of a few parts that are none."""
+    kind = _kind_of(item)
+    return kind not in _CONTAINERS or (
+        len(item) <= _SAMPLE and _CONTAINERS.isdisjoint(map(_kind_of, item.values() if kind is dict else item))
+    )
 
 
 def _weight(value: Any, looks: int) -> float:
@@ -152,13 +227,13 @@ def _spread(value: Any, size: int) -> Any:
 class _Packing:
     """One value as it is packed.
 
-    :ivar pieces: the pieces so far.
+    :ivar pieces: what was packed so far. To join pieces at the end would be one long step.
     """
 
     def __init__(self, encode: Callable[[Any], bytes], tuple_mark: Any) -> None:
         self._encode = encode
         self._tuple_mark = tuple_mark
-        self.pieces: list[bytes] = []
+        self.pieces = BytesIO()
 
     def pack(self, value: Any, outer: tuple[int, ...]) -> _Steps:
         """Pack a large container.
@@ -173,7 +248,7 @@ class _Packing:
             keys, items = list(copy), list(copy.values())
         else:
             items = [*value, self._tuple_mark] if kind is tuple else list(value)
-        self.pieces.append(_header(len(items), 0x80 if kind is dict else 0x90, 0xDE if kind is dict else 0xDC))
+        self.pieces.write(_header(len(items), 0x80 if kind is dict else 0x90, 0xDE if kind is dict else 0xDC))
         inside = (*outer, id(value))
         for start in range(0, len(items), _FLAT_RUN):
             some = items[start : start + _FLAT_RUN]
@@ -182,6 +257,11 @@ class _Packing:
                 yield from self._run(names, some, inside)
             else:
                 yield from self._weighed(names, some, inside)
+        # To let go of millions of items is a long step, too.
+        for copied in (items, keys or []):
+            while len(copied) > _FREED:
+                del copied[-_FREED:]
+                yield
 
     def _weighed(self, keys: _Keys, items: list[Any], inside: tuple[int, ...]) -> _Steps:
         """Pack some items, in as many steps as their content needs."""
@@ -191,7 +271,7 @@ class _Packing:
             if its > _HEAVY and _kind_of(item) in DIVIDED and len(inside) < _DEEPEST and id(item) not in inside:
                 yield from self._run(keys and keys[start:index], items[start:index], inside)
                 if keys:
-                    self.pieces.append(self._wrapped(keys[index], inside))
+                    self.pieces.write(self._wrapped(keys[index], inside))
                 yield from self.pack(item, inside)
                 start, total = index + 1, 0.0
                 continue
@@ -206,7 +286,7 @@ class _Packing:
         if items:
             run = dict(zip(keys, items, strict=True)) if keys else items
             # Within as many lists as the original is in containers: what nests too deeply is to be refused.
-            self.pieces.append(self._wrapped(run, inside[1:])[1 if len(items) < 16 else 3 :])
+            self.pieces.write(self._wrapped(run, inside[1:])[1 if len(items) < 16 else 3 :])
             yield
 
     def _wrapped(self, value: Any, levels: Sequence[int]) -> bytes:
@@ -224,7 +304,7 @@ def packed(encode: Callable[[Any], bytes], value: Any, tuple_mark: Any) -> Gener
     """
     packing = _Packing(encode, tuple_mark)
     yield from packing.pack(value, ())
-    return b"".join(packing.pieces)
+    return packing.pieces.getvalue()
 
 
 def _header(count: int, fix: int, kind: int) -> bytes:

@@ -23,7 +23,7 @@ from magnus_cache._engine.codec.hash_collisions import (
 )
 from magnus_cache._engine.codec.markers import MARK_CODE, Marker, kind_of, type_name
 from magnus_cache._engine.codec.registry import encode_registered, registration, restore_registered
-from magnus_cache._engine.codec.steps import DIVIDED, LARGE, fed, long_text, packed, text_of
+from magnus_cache._engine.codec.steps import DIVIDED, LARGE, fed, is_long, is_text, long_text, packed, skimmed, text_of
 from magnus_cache._engine.codec.unregistered import OTHER_RESTORERS, encode_other
 from magnus_cache._engine.runtime.turns import at_once
 from magnus_cache.errors import CacheDecodeError, CacheEncodeError
@@ -48,6 +48,9 @@ _CHECKED_BYTES: Final = 1000
 """From here on a payload is skimmed before it is decoded (2% of the time): a thousand nested arrays that each claim
 ten thousand items cost ten kilobytes to write and eighty megabytes to prepare for."""
 
+
+_WIDEST: Final = 4
+"""Bytes that one byte of a text may take once decoded."""
 
 _PAIRS: Final = 64
 """Items of a dict that are decoded in one step where its keys have to be checked."""
@@ -102,7 +105,7 @@ def encode(value: Any) -> bytes:
     """
     kind = type(value)
     if (kind is bytes or kind is str) and len(value) >= LARGE:
-        return long_text(value)
+        return at_once(long_text(value))
     try:
         packer = _idle.pop()
     except IndexError:
@@ -125,7 +128,7 @@ def encode(value: Any) -> bytes:
 
 
 def encode_steps(value: Any) -> Generator[None, None, bytes]:
-    """Encode like `encode`, in steps of less than a millisecond as far as lists, tuples and dicts can be divided.
+    """Encode like `encode`, in steps of less than a millisecond as far as texts and containers can be divided.
 
     What others change in it meanwhile may or may not be in the bytes; they are those of some value in any case.
 
@@ -133,6 +136,8 @@ def encode_steps(value: Any) -> Generator[None, None, bytes]:
     """
     if kind_of(value) in DIVIDED:
         return (yield from packed(encode, value, TUPLE))
+    if is_long(value):
+        return (yield from long_text(value))
     yield
     return encode(value)
 
@@ -250,9 +255,9 @@ def size_steps(payload: bytes | memoryview, limit: int) -> Generator[None, None,
     :param limit: see `decode`.
     :raises CacheDecodeError: with the reason ``"too_costly"``.
     """
-    if len(payload) <= SMALL_BYTES:
-        return
     most = budget_of(limit)
+    if len(payload) <= SMALL_BYTES or (len(payload) * _WIDEST <= most and is_text(payload)):
+        return
     if (yield from counting(bytes(payload), most)) > most:
         raise CacheDecodeError("too_costly", f"decoded, it takes more than {RATIO} times {limit} bytes")
 
@@ -265,7 +270,9 @@ def decode_steps(payload: bytes | memoryview, limit: int | None = None) -> Gener
     :raises CacheDecodeError: as `decode` does.
     """
     try:
-        _skim(payload)
+        if not is_text(payload):
+            # Of a text, the length was all that there is to check; and the unpacker would need a copy of all of it.
+            yield from skimmed(_skimmer(payload), payload, OutOfData)
         yield
         if limit is not None:
             yield from size_steps(payload, limit)
@@ -294,7 +301,7 @@ def _unpack(payload: bytes | memoryview) -> Any:
 
 def _unpacking(payload: bytes | memoryview) -> Generator[None, None, Any]:
     data = bytes(payload)
-    if (text := text_of(data)) is not None:
+    if (text := (yield from text_of(data))) is not None:
         return text
     if b"\xde" not in data and b"\xdf" not in data:
         # No map of more than fifteen keys.
@@ -370,10 +377,13 @@ def _fed(data: bytes, **options: Any) -> Generator[None, None, Any]:
 
 def _skim(payload: bytes | memoryview) -> None:
     """Check without building anything that all containers are complete."""
-    size = len(payload)
-    unpacker = _msgpack.Unpacker(max_buffer_size=size, strict_map_key=False)
+    unpacker = _skimmer(payload)
     unpacker.feed(payload)
     unpacker.skip()
+
+
+def _skimmer(payload: bytes | memoryview) -> Any:
+    return _msgpack.Unpacker(max_buffer_size=len(payload), strict_map_key=False)
 
 
 def _unreadable(payload: bytes | memoryview, error: Exception) -> CacheDecodeError:

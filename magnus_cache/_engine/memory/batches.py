@@ -52,7 +52,9 @@ class BatchCache(LocalCache):
         return found
 
     def _glance(self, cold: ColdStore, names: Sequence[bytes]) -> dict[bytes, Entry]:
-        """Return entries like those that records stand for, which stay records; `hit` looks up what is not among them.
+        """Return entries like those that records stand for, which stay records.
+
+        What is not among them is to be looked up.
         """
         found: dict[bytes, Entry] = {}
         if engaged():
@@ -77,6 +79,14 @@ class BatchCache(LocalCache):
                     trust.used = True
                     found[name] = entry
         return found
+
+    def has_any(self, names: Iterable[bytes]) -> bool:
+        """Return whether one of these names has an entry, dead or alive."""
+        table, cold = self._table, self._cold
+        if cold is None:
+            return not table.keys().isdisjoint(names)
+        shards, many = cold.shards, len(cold.shards)
+        return any(name in table or name in shards[hash(name) % many] for name in names)
 
     def count(self, names: Iterable[bytes]) -> int:
         """Return how many names have an entry that is fresh and not cleared, trusted or not."""
@@ -203,10 +213,13 @@ class BatchCache(LocalCache):
 
     def drop_many(self, placeholders: Iterable[Placeholder]) -> None:
         """Remove the entries of names whose values no longer exist, as `drop` does."""
-        drop = self.drop
+        table, cold, pending = self._table, self._cold, self._pending
         with self._lock:
             for placeholder in placeholders:
-                drop(placeholder)
+                name = placeholder.name
+                # As in `invalidate_many`.
+                if (name in table or (cold is not None and name in cold)) and pending.get(name) is placeholder:
+                    self._forget(name)
 
     def invalidate_many(self, names: Sequence[bytes]) -> None:
         """Remove the entries of names and void their placeholders, as `invalidate` does."""

@@ -174,7 +174,9 @@ class _Search:
         wanted = [self.refs[place] for place in missing]
         if wanted[0].namespace.local or reads.state.outbox.pending:
             return
-        if wanted[0].namespace.l1 and any(reads.entry_here(ref) is not None for ref in wanted):
+        # Mostly memory has none of them, which takes no call for each to know.
+        has_any = wanted[0].namespace.l1 and reads.state.memory.has_any([ref.name for ref in wanted])
+        if has_any and any(reads.entry_here(ref) is not None for ref in wanted):
             # To be compared with what Redis has, see `_ask_many`.
             return
         for wire, places in _by_server(reads, wanted):

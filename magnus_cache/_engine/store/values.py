@@ -226,7 +226,7 @@ class Coding:
         :raises CacheEncodeError: as `encoded` does.
         :raises CacheValueTooLargeError: as `encoded` does.
         """
-        if namespace.local or (namespace.codec is None and _takes_steps(value)):
+        if namespace.local or (namespace.codec is None and (codec.is_heavy(value) or codec.is_long(value))):
             return None
         try:
             payload = _encoded(namespace, value)
@@ -256,7 +256,7 @@ class Coding:
             return self._referred(ref, value)
         own = ref.namespace
         try:
-            heavy = own.codec is None and codec.is_heavy(value)
+            heavy = own.codec is None and _takes_steps(value)
             payload = await in_turns(codec.encode_steps(value)) if heavy else _encoded(own, value)
         except CacheEncodeError as error:
             if own.codec is not None:
@@ -321,11 +321,11 @@ class Coding:
 
 
 def _takes_steps(value: Any) -> bool:
-    return codec.is_heavy(value) or (isinstance(value, _TEXTS) and len(value) >= codec.LARGE)
+    return codec.is_heavy(value) or codec.is_long(value)
 
 
 def _encoding(value: Any) -> Generator[None, None, bytes]:
-    return (yield from codec.encode_steps(value)) if codec.is_heavy(value) else _encoded(None, value)
+    return (yield from codec.encode_steps(value)) if _takes_steps(value) else _encoded(None, value)
 
 
 def _encoded(namespace: Namespace | None, value: Any) -> bytes:
