@@ -28,6 +28,7 @@ __all__ = [
     "groups",
     "hit_rates",
     "latencies",
+    "limits",
     "metrics",
     "outages",
     "priced",

@@ -27,7 +27,7 @@ from magnus_cache._engine.store.records import MISS, Began
 from magnus_cache._engine.store.stamps import Note
 from magnus_cache.errors import CacheUnavailableError
 
-__all__ = ["STARTS_PER_TURN", "BatchCalls", "LoadsTogether", "Pending", "PendingKeys", "by_server"]
+__all__ = ["REFUSED", "STARTS_PER_TURN", "BatchCalls", "LoadsTogether", "Pending", "PendingKeys", "by_server"]
 
 STARTS_PER_TURN: Final = 50
 """Keys whose loads are started alone in one turn of the loop."""

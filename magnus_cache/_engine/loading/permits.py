@@ -25,7 +25,7 @@ from magnus_cache._engine.runtime.observers import BudgetExceeded, SourcePaused,
 from magnus_cache._engine.store.records import KeyRef
 from magnus_cache.errors import CacheBudgetError, RetryLater
 
-__all__ = ["BudgetCheck", "Check", "Permits", "Turn", "source_of"]
+__all__ = ["BudgetCheck", "Check", "Permits", "Turn", "Undo", "source_of"]
 
 T = TypeVar("T")
 
