@@ -5,6 +5,7 @@ holding up the loop.
 """
 
 import asyncio
+import sys
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -13,7 +14,7 @@ from sqlalchemy.util import await_only
 
 from magnus_cache import CacheError, CacheManager
 
-__all__ = ["Awaited", "Blocking", "LeftError", "Manager"]
+__all__ = ["Awaited", "Blocking", "LeftError", "Manager", "is_async"]
 
 
 class LeftError(CacheError):
@@ -122,3 +123,12 @@ class Awaited:
 
 async def _first_of(*waited: "asyncio.Future[Any]") -> None:
     await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
+
+
+def is_async(thing: Any, *names: str) -> bool:
+    """Return whether this is one of these classes of SQLAlchemy's asyncio module.
+
+    Only a program that has imported it has such objects. It needs greenlet, which SQLAlchemy does not bring by itself.
+    """
+    module = sys.modules.get("sqlalchemy.ext.asyncio")
+    return module is not None and isinstance(thing, tuple(getattr(module, name) for name in names))
