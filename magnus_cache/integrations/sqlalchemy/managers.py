@@ -5,6 +5,7 @@ holding up the loop.
 """
 
 import asyncio
+import sys
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -13,7 +14,7 @@ from sqlalchemy.util import await_only
 
 from magnus_cache import CacheArgumentError, CacheError, CacheManager, Namespace
 
-__all__ = ["Awaited", "Blocking", "LeftError", "Manager", "checked_policy"]
+__all__ = ["Awaited", "Blocking", "LeftError", "Manager", "checked_policy", "is_async"]
 
 
 class LeftError(CacheError):
@@ -139,3 +140,12 @@ def checked_policy(namespace: Namespace) -> Namespace:
             "namespace", f"{', '.join(asked)}: loads in the background have no connection, so these cannot be used here"
         )
     return namespace
+
+
+def is_async(thing: Any, *names: str) -> bool:
+    """Return whether this is one of these classes of SQLAlchemy's asyncio module.
+
+    Only a program that has imported it has such objects. It needs greenlet, which SQLAlchemy does not bring by itself.
+    """
+    module = sys.modules.get("sqlalchemy.ext.asyncio")
+    return module is not None and isinstance(thing, tuple(getattr(module, name) for name in names))

@@ -1,7 +1,6 @@
 """`QueryCache`: looks a statement up, or executes it and stores the result."""
 
 import logging
-import sys
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -22,7 +21,14 @@ from magnus_cache import (
 )
 from magnus_cache.integrations.engine import default_registry
 from magnus_cache.integrations.sqlalchemy.connections import Transaction, Watch
-from magnus_cache.integrations.sqlalchemy.managers import Awaited, Blocking, LeftError, Manager, checked_policy
+from magnus_cache.integrations.sqlalchemy.managers import (
+    Awaited,
+    Blocking,
+    LeftError,
+    Manager,
+    checked_policy,
+    is_async,
+)
 from magnus_cache.integrations.sqlalchemy.results import Stored, check_columns, restored, stored
 from magnus_cache.integrations.sqlalchemy.statements import Database, Plan, planned
 from magnus_cache.integrations.sqlalchemy.tables import Tags
@@ -42,15 +48,6 @@ _LISTENERS: Final = (
     "a listener has changed a statement, or may do so, so its result is not cached: name what it depends on, as in "
     "vary=tenant, or vary=() if it changes nothing"
 )
-
-
-def _is_async(thing: Any, *names: str) -> bool:
-    """Return whether this is one of these classes of SQLAlchemy's asyncio module.
-
-    Only a program that has imported it has such objects. It needs greenlet, which SQLAlchemy does not bring by itself.
-    """
-    module = sys.modules.get("sqlalchemy.ext.asyncio")
-    return module is not None and isinstance(thing, tuple(getattr(module, name) for name in names))
 
 
 class _Refused(Exception):  # noqa: N818  # raised through the cache, and never to a caller
@@ -119,7 +116,7 @@ class QueryCache:
         self._told = set[str]()
         given: tuple[Any, ...] = engines
         for each in given:
-            engine = each.sync_engine if _is_async(each, "AsyncEngine") else each
+            engine = each.sync_engine if is_async(each, "AsyncEngine") else each
             if not isinstance(engine, Engine):
                 raise CacheTypeError("engines", f"an Engine or AsyncEngine is needed, not {type(each).__name__}")
             self._watch.attach(engine, Database(engine.url, database))
@@ -163,9 +160,9 @@ class QueryCache:
         :raises CacheArgumentError: for a statement whose result cannot be cached, and for text without `tables`.
         :raises Exception: what the database raises, to the caller whose connection it happened on.
         """
-        if _is_async(connection, "async_scoped_session"):
+        if is_async(connection, "async_scoped_session"):
             connection = connection()
-        if _is_async(connection, "AsyncConnection", "AsyncSession"):
+        if is_async(connection, "AsyncConnection", "AsyncSession"):
             awaited: Awaitable[Result[Any]] = connection.run_sync(
                 self.execute, statement, parameters, ttl=ttl, tables=tables, tags=tags, vary=vary,
                 execution_options=execution_options,
