@@ -3,6 +3,7 @@
 from typing import Any, Final
 
 from magnus_cache._engine.api import changes as api
+from magnus_cache._engine.api import scanning
 from magnus_cache._engine.coordination import changes
 from magnus_cache._engine.redis import watch
 from magnus_cache._engine.runtime import feeds
@@ -65,7 +66,7 @@ def without_closing_the_watch_with_its_last_consumer() -> None:
 
 @guard(f"{HERE}::test_a_version_tells_its_own_keys")
 def without_leaving_out_keys_of_other_versions() -> None:
-    put(api, "version_suffix", lambda *_: "")
+    put(scanning, "version_suffix", lambda *_: "")
 
 
 @guard(f"{HERE}::test_a_busy_consumer_lets_other_tasks_run")

@@ -30,7 +30,7 @@ def without_a_look_whether_all_ages_were_checked() -> None:
 
 @guard(f"{HERE}::test_each_hit_is_drawn_with_the_same_probability")
 def without_drawing_the_next_hit_anew() -> None:
-    rewrite(Sampler.draw, "int(math.log(max(random(), _LEAST)) / self._log)", "0")
+    rewrite(Sampler.draw, "int(min(math.log(max(random(), _LEAST)) / self._log, _NEVER))", "0")
 
 
 @guard(f"{HERE}::test_a_fleet_has_one_report")

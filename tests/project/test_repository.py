@@ -47,7 +47,7 @@ MOST_LINES = 430
 MOST_FLOORS = 14
 MOST_ARROWS = 110
 MOST_PARAMETERS = 6
-USERS = {"cli", "dashboard", "integrations", "observability", "simulation"}
+USERS = {"cli", "dashboard", "demo", "integrations", "observability", "simulation"}
 """What is beside the house, not in it."""
 
 MANY_PARAMETERS = {

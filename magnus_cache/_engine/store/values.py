@@ -24,7 +24,7 @@ from magnus_cache.freshness import NO_POLICY
 
 __all__ = ["Coding", "may_have", "may_share"]
 
-_TEXTS: Final = (str, bytes, bytearray)
+_TEXTS: Final = (str, bytes)
 
 
 def may_share(namespace: Namespace, entry: Entry) -> bool:
@@ -226,7 +226,7 @@ class Coding:
         :raises CacheEncodeError: as `encoded` does.
         :raises CacheValueTooLargeError: as `encoded` does.
         """
-        if namespace.local or (namespace.codec is None and (codec.is_heavy(value) or codec.is_long(value))):
+        if namespace.local or (namespace.codec is None and _takes_steps(value)):
             return None
         try:
             payload = _encoded(namespace, value)
@@ -321,7 +321,7 @@ class Coding:
 
 
 def _takes_steps(value: Any) -> bool:
-    return codec.is_heavy(value) or codec.is_long(value)
+    return codec.is_heavy(value) or (type(value) in _TEXTS and len(value) >= codec.LARGE)
 
 
 def _encoding(value: Any) -> Generator[None, None, bytes]:

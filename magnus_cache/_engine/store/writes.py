@@ -417,7 +417,10 @@ def _span(wire: "Connection", record: Record, life: Life, now: float) -> tuple[f
     server, ttl = wire.time.at(now), life.left(wire.time, now) if isinstance(life, CalendarLife) else life
     as_of = server
     if (began := record.began) is not None:
-        as_of = began.as_of = min(server, began.told(wire.time))
+        if began.at > -math.inf:
+            # As `Began.told`, without the call.
+            began.as_of = max(0, wire.time.at(began.at))
+        as_of = began.as_of = min(server, began.as_of)
     return ttl, as_of, *header_times.lived(as_of, server + int(ttl * MICROSECONDS))
 
 
