@@ -4,6 +4,7 @@ import gc
 import os
 import signal
 import ssl
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -58,6 +59,9 @@ Group = TypeVar("Group", EmbeddedCluster, EmbeddedSentinels)
 _GROUPS: Final = {"shared_cluster", "shared_sentinels", "private_cluster_with", "private_sentinels_with"}
 """The fixtures of tests that run on several servers at a time."""
 
+_KINDS: Final = {"valkey", "redis"}
+_LOOPS: Final = {"asyncio", "uvloop"}
+
 _FOR_PEOPLE: Final = (
     "tests/cli/", "tests/dashboard/", "tests/integrations/", "tests/observability/", "tests/project/",
     "tests/testing/test_pytest_plugin.py",
@@ -80,16 +84,15 @@ _ABOVE_THE_WIRE: Final = (
     "tests/api/", "tests/codec/", "tests/flights/", "tests/keys/", "tests/loading/", "tests/memory/", "tests/runtime/",
     "tests/settings/",
 )  # fmt: skip
-"""Where tests say nothing of a kind of server or loop. Those of the wire, the epochs, the leases, the store and the
-outages run on each."""
+"""Where tests say nothing of a kind of server or loop, as those of the wire, epochs, leases, store and outages do."""
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave further kinds of servers and loops of slow tests to `nox -s cluster`, which sets `MAGNUS_TESTS=all`.
 
     Tests on a cluster or Sentinel set, those above the wire, and those of tools, pages and what is built on the engine,
-    run on Valkey and asyncio here. All others run on each loop and on each server, but uvloop and the other server
-    together are left to that session, too.
+    run on Valkey and asyncio here. All others run on each server and each loop; those that have both run on one more
+    kind, which is the other loop for half of them, and the other server for half.
     """
     here, elsewhere = list[pytest.Item](), list[pytest.Item]()
     for item in items:
@@ -97,7 +100,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         is_slow = is_there or bool(_GROUPS & set(getattr(item, "fixturenames", ())))
         kinds = set(item.name.partition("[")[2].rstrip("]").split("-"))
         on_other_server, on_uvloop = "redis" in kinds and "valkey" not in kinds, "uvloop" in kinds
-        left = (on_other_server or on_uvloop) if is_slow else (on_other_server and on_uvloop)
+        further = (on_other_server, on_uvloop)
+        if is_slow:
+            left = any(further)
+        elif _LOOPS & kinds and _KINDS & kinds:
+            left = further[zlib.crc32(item.nodeid.partition("[")[0].encode()) % 2]
+        else:
+            left = False
         # Of a property, there is more to try.
         if is_slow or left or item.get_closest_marker("hypothesis") is not None:
             item.add_marker("slow")

@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any, TypeVar, cast
 
 from magnus_cache import AsyncCacheManager, CacheArgumentError, CacheManager, CacheTypeError
-from magnus_cache._engine.policy.registry import default_registry
+from magnus_cache.integrations.engine import default_registry
 from magnus_cache.integrations.llm.async_streams import AsyncCollector, AsyncLLMStream
 from magnus_cache.integrations.llm.async_streams import opened_stream as opened_async
 from magnus_cache.integrations.llm.blocking_streams import Collector, LLMStream, opened_stream
