@@ -352,12 +352,13 @@ def _a_log_that_has_said_nothing() -> None:
 
 
 @pytest.fixture(autouse=True, scope="module")
-def _what_is_there_stays() -> Iterator[None]:
-    """Look for garbage, after each test, among what the tests made: all else would take most of the suite's time."""
+def _what_is_there_stays() -> None:
+    """Look for garbage, after each test, among what the tests made: all else would take most of the suite's time.
+
+    What one module has left is looked through once, before the next one, and then stays as well.
+    """
     gc.collect()
     gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 @pytest.fixture(autouse=True)
