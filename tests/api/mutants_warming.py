@@ -14,6 +14,11 @@ def without_beginning_loads_that_are_joined_before_their_turn() -> None:
     put(warm_loads.WarmLoads, "_urge", nothing)
 
 
+@guard(f"{HERE}::test_keys_that_are_queued_as_the_last_worker_ends_are_loaded")
+def without_a_worker_for_what_is_queued_as_the_last_one_ends() -> None:
+    rewrite(warm_loads.WarmLoads._ended, "elif self._queue:", "elif False:")
+
+
 @guard(HERE)
 def without_cancelling_the_loads_of_a_cancelled_warming() -> None:
     rewrite(warm_loads.WarmLoads.run, "cancel(job.task)", "pass")

@@ -4,13 +4,14 @@ import asyncio
 import io
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import redis
 
 from magnus_cache import AsyncCacheManager, CacheManager, Namespace, WarmReport
+from magnus_cache._engine.loading.warm_loads import WarmLoads
 from magnus_cache.errors import CacheArgumentError, CacheTypeError
 from tests.support.asking import scripts_run
 from tests.support.inside import held_leases, loads_by_key
@@ -47,6 +48,29 @@ async def test_async_loaders_run_some_at_a_time(cache: CacheManager) -> None:
     report = await cache.aio.warm_cache("t", load, range(100), concurrency=7)
     assert report.loaded == 100
     assert most == 7
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("threads", [False, True], ids=["async", "blocking"])
+async def test_keys_that_are_queued_as_the_last_worker_ends_are_loaded(
+    threads: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker that has found nothing more to do counts as one until the loop tells that it has ended."""
+    ended, told = WarmLoads._ended, list[object]()
+
+    def late(self: WarmLoads, task: "asyncio.Task[None]") -> None:
+        told.append(asyncio.get_running_loop().call_later(0.01, ended, self, task))
+
+    monkeypatch.setattr(WarmLoads, "_ended", late)
+
+    async def load(number: int) -> int:
+        return number
+
+    async with AsyncCacheManager(redis_enabled=False) as cache, asyncio.timeout(20):
+        loader: Callable[[int], Any] = (lambda number: number) if threads else load
+        report = await cache.warm_cache("t", loader, range(20), concurrency=2)
+    assert (report.loaded, report.failed) == (20, 0)
+    assert told
 
 
 def test_blocking_loaders_run_some_at_a_time(cache: CacheManager) -> None:

@@ -81,7 +81,8 @@ def test_one_process_loads_for_all_and_no_reader_ever_misses(
     workers = hire(3, url)
     begin(workers, blocking=blocking)
     busy = holder(workers)
-    wait_until(lambda: all(loads(raw, key) for key in KEYS))
+    # Not when they are loaded: they are stored a moment later.
+    wait_until(lambda: raw.exists(*(f"magnus:warm:{key}" for key in KEYS)) == len(KEYS))
     reader = next(worker for worker in workers if worker is not busy)
     reader.ask("begin_reading", keys=KEYS)
     lapse(2.5 * EVERY)

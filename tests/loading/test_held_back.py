@@ -161,7 +161,8 @@ def test_a_thread_that_is_refused_asks_for_no_further_key(options: dict[str, Any
 
         async def warm() -> None:
             task = asyncio.ensure_future(job)
-            await wait_until_async(lambda: cache._state.sources.active)
+            await wait_until_async(lambda: cache._state.sources.active or task.done(), 60)
+            assert not task.done(), task
             await nothing_happens_for_async(0.05)
             task.cancel()
 

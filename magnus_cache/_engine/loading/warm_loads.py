@@ -267,8 +267,12 @@ class WarmLoads:
 
     def _ended(self, task: "asyncio.Task[None]") -> None:
         self._workers.discard(task)
-        if not task.cancelled() and (fault := task.exception()) is not None:
-            self._fail(fault)
+        if not task.cancelled():
+            if (fault := task.exception()) is not None:
+                self._fail(fault)
+            elif self._queue:
+                # Queued when it had found none any more, and still counted as a worker.
+                self._hire()
         self._move()
 
     def _next(self) -> _Job | None:
