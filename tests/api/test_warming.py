@@ -69,8 +69,8 @@ async def test_keys_that_are_queued_as_the_last_worker_ends_are_loaded(
     async with AsyncCacheManager(redis_enabled=False) as cache, asyncio.timeout(20):
         loader: Callable[[int], Any] = (lambda number: number) if threads else load
         report = await cache.warm_cache("t", loader, range(20), concurrency=2)
-    assert (report.loaded, report.failed) == (20, 0)
-    assert told
+        assert (report.loaded, report.failed) == (20, 0)
+        await wait_until_async(lambda: told)
 
 
 def test_blocking_loaders_run_some_at_a_time(cache: CacheManager) -> None:

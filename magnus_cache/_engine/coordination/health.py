@@ -133,8 +133,8 @@ async def _by_node(state: "State") -> Health:
         return Health(False, mode="cluster", reason=unknown if failed is None else failed.reason, nodes=nodes)
     slowest = max(pings.values(), key=lambda ping: ping.seconds)
     # The least of all: nodes may differ while they are replaced by newer ones.
-    tracking = min((ping.tracking for ping in pings.values()), key=_LEAST.index)
-    healthy = _healthy(state, slowest.seconds, slowest.server, tracking)
+    least = min(pings.values(), key=lambda ping: _LEAST.index(ping.tracking))
+    healthy = _healthy(state, slowest.seconds, slowest.server, least.tracking)
     reason = None if failed is None else failed.reason
     return replace(healthy, ok=failed is None, reason=reason, nodes=nodes)
 

@@ -27,9 +27,8 @@ def patience_of(timeout: Any) -> Patience:
         return _seconds(timeout.get("connect")), _seconds(timeout.get("read"))
     if isinstance(timeout, tuple) and len(timeout) == 2:
         return _seconds(timeout[0]), _seconds(timeout[1])
-    if hasattr(timeout, "connect_timeout"):
-        return _seconds(timeout.connect_timeout), _seconds(timeout.read_timeout)
-    return _seconds(timeout), _seconds(timeout)
+    # That of urllib3 has two attributes; a number is both.
+    return _seconds(getattr(timeout, "connect_timeout", timeout)), _seconds(getattr(timeout, "read_timeout", timeout))
 
 
 def _seconds(value: Any) -> float:
